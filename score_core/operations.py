@@ -1,0 +1,252 @@
+"""The verbs that every front end calls: the CLI, the flows, the workflow plugins. One file or a batch in, reports out.
+
+A verb for one file raises what went wrong; `batch` turns that into the file's report and goes on.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Literal, TypeVar
+
+from score_core.checksum import digest_of
+from score_core.errors import Conflict, LocalFileError, ObjectMismatch, PartMismatch, ScoreError, Unverifiable
+from score_core.model import ObjectSpec, Part, TransferReport, Validation
+from score_core.repository.layout import check_object_id
+from score_core.transfer.download import Span
+from score_core.transfer.engine import Engine
+from score_core.transfer.files import SourceFile, explained, safe_target
+from score_core.transfer.stop import Stop
+
+_log = logging.getLogger(__name__)
+
+OutputLayout = Literal["filename", "bundle", "id"]
+WHOLE: Final = Span()
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True, slots=True)
+class UploadItem:
+    """One file to upload. `md5` (hex) is what its owner promises it to be; None has it computed first."""
+
+    object_id: str
+    path: Path
+    md5: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class DownloadItem:
+    """One object to download. `file_name` and `analysis_id` come from a manifest or from metadata and are not trusted.
+
+    `size` (bytes) and `md5` (hex), where given, are expectations: a repository that says otherwise is refused before any data moves.
+    """
+
+    object_id: str
+    file_name: str | None = None
+    analysis_id: str | None = None
+    size: int | None = None
+    md5: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class DownloadOptions:
+    """How objects are put into a folder. `force` replaces what has the target's name, once the new file is verified."""
+
+    output_dir: Path
+    layout: OutputLayout = "filename"
+    span: Span = WHOLE
+    validation: Validation = "auto"
+    force: bool = False
+
+
+def upload(engine: Engine, item: UploadItem, *, force: bool = False) -> TransferReport:
+    """Uploads one file; it is published only if its bytes are what `item.md5` promises.
+
+    Raises:
+        ScoreError: nothing was published.
+    """
+    check_object_id(item.object_id)
+    md5 = item.md5 if item.md5 is not None else file_md5(item.path, stop=engine.stop)
+    report = engine.upload(item.path, item.object_id, md5=md5, overwrite=force)
+    engine.progress.end(report)
+    return report
+
+
+def download(engine: Engine, item: DownloadItem, options: DownloadOptions) -> TransferReport:
+    """Downloads one object into `options.output_dir`; it gets its name only once it is verified.
+
+    A file that is there already and is the object counts as done.
+
+    Raises:
+        ScoreError: no file appeared; what arrived is kept beside the target for the next run.
+    """
+    check_object_id(item.object_id)
+    spec = engine.repository.describe(item.object_id)
+    check_expectations(item, spec)
+    target = target_of(item, spec, options)
+    report = None if options.force else already_there(spec, target, options, stop=engine.stop)
+    if report is None:
+        report = engine.download(spec, target, span=options.span, validation=options.validation)
+    engine.progress.end(report)
+    return report
+
+
+def check_expectations(item: DownloadItem, spec: ObjectSpec) -> None:
+    """Raises when the object is not the one that a manifest lists."""
+    if item.size is not None and item.size != spec.size:
+        raise Conflict(f"Object {spec.object_id} has {spec.size} bytes where the manifest says {item.size}; fetch a new manifest")
+    if item.md5 is not None and spec.md5 is not None and item.md5 != spec.md5:
+        raise ObjectMismatch(f"Object {spec.object_id} is not the one in the manifest", expected=item.md5, actual=spec.md5)
+
+
+def target_of(item: DownloadItem, spec: ObjectSpec, options: DownloadOptions) -> Path:
+    """Where an object goes; makes the folder.
+
+    Layouts (protocol section 13.1): `filename` <dir>/<file name>, `bundle` <dir>/<analysis id>/<file name>, `id` <dir>/<object id>.
+    The name is the manifest's, else the one that the uploader gave, else the object id.
+    """
+    folder = options.output_dir
+    name = spec.object_id if options.layout == "id" else item.file_name or spec.file_name or spec.object_id
+    target = safe_target(folder, name)
+    if options.layout == "bundle":
+        if item.analysis_id is None:
+            raise LocalFileError(f"The bundle layout needs the analysis of object {spec.object_id}, which is not known; use another layout")
+        folder = safe_target(folder, item.analysis_id) if not (folder / item.analysis_id).is_dir() else folder / item.analysis_id
+        target = safe_target(folder, name)
+    with explained("make the folder", folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    return target
+
+
+def already_there(spec: ObjectSpec, target: Path, options: DownloadOptions, *, stop: Stop | None = None) -> TransferReport | None:
+    """The report of a target that is the object already; None when there is no such file.
+
+    Raises:
+        Conflict: there is a file of that name with other bytes.
+    """
+    if not target.exists():
+        return None
+    if options.span == WHOLE and target.stat().st_size == spec.size:
+        try:
+            return dataclasses.replace(verify(spec, target, stop=stop), outcome="already there")
+        except (PartMismatch, ObjectMismatch, Unverifiable):
+            pass
+    raise Conflict(f"{target} exists and is not object {spec.object_id}; --force replaces it")
+
+
+def verify(spec: ObjectSpec, path: Path, *, stop: Stop | None = None) -> TransferReport:
+    """Reads a local file and compares it with what the repository says of the object; moves nothing.
+
+    Raises:
+        PartMismatch, ObjectMismatch: it differs, where the message says.
+        Unverifiable: the repository has no MD5 of the object.
+    """
+    with SourceFile(path) as source:
+        if spec.md5 is None and not all(part.md5 for part in spec.parts):
+            raise Unverifiable(f"Object {spec.object_id} has no recorded MD5 to verify {path} by")
+        if source.size != spec.size:
+            raise ObjectMismatch(
+                f"{path} has {source.size} bytes and object {spec.object_id} has {spec.size}",
+                expected=spec.md5 or "of its parts",
+                actual="not computed",
+            )
+        if spec.md5 is None:
+            _check_parts(source, spec, stop)
+        else:
+            _check_whole(source, spec.md5, spec, stop)
+    return TransferReport(spec.object_id, str(path), "verified", size=spec.size, md5=spec.md5, parts=len(spec.parts))
+
+
+def _check_whole(source: SourceFile, md5: str, spec: ObjectSpec, stop: Stop | None) -> None:
+    actual = _md5(source, Part(0, 0, source.size), stop)
+    if actual != md5:
+        wrong = [part for part in spec.parts if part.md5 and _md5(source, part, stop) != part.md5]
+        where = f", first in part {wrong[0].number} (bytes {wrong[0].offset} to {wrong[0].end})" if wrong else ""
+        raise ObjectMismatch(f"{source.path} differs from object {spec.object_id}{where}", expected=md5, actual=actual)
+
+
+def _check_parts(source: SourceFile, spec: ObjectSpec, stop: Stop | None) -> None:
+    for part in spec.parts:
+        actual = _md5(source, part, stop)
+        if actual != part.md5:
+            raise PartMismatch(
+                f"{source.path} differs from object {spec.object_id} in part {part.number}", expected=str(part.md5), actual=actual
+            )
+
+
+def _md5(source: SourceFile, part: Part, stop: Stop | None) -> str:
+    def blocks() -> Iterator[memoryview]:
+        for block in source.blocks(part.offset, part.size):
+            if stop is not None:
+                stop.check()
+            yield block
+
+    return str(digest_of(blocks()).md5)
+
+
+def file_md5(path: Path, *, stop: Stop | None = None) -> str:
+    """The MD5 of a local file in hex. Raises `LocalFileError`."""
+    with SourceFile(path) as source:
+        return _md5(source, Part(0, 0, source.size), stop)
+
+
+def failed(object_id: str, path: str, error: ScoreError) -> TransferReport:
+    """The report of a file that did not make it."""
+    return TransferReport(object_id, path, "failed", error=str(error), exit_code=error.exit_code)
+
+
+def batch(
+    items: Sequence[Item],
+    one: Callable[[Item], TransferReport],
+    describe: Callable[[Item], tuple[str, str]],
+    *,
+    at_once: int = 4,
+    stop: Stop | None = None,
+) -> list[TransferReport]:
+    """Runs `one` for every item, `at_once` at a time; a bad file never stops the rest. Reports come in the items' order.
+
+    `describe` gives an item's object id and path for the report of a failure.
+
+    Raises:
+        Interrupted: `stop` was set. What was done stays done.
+    """
+    stop = stop or Stop()
+    reports: dict[int, TransferReport] = {}
+    waiting = deque(enumerate(items))
+
+    def work() -> None:
+        while not stop.is_set():
+            try:
+                place, item = waiting.popleft()
+            except IndexError:
+                return
+            reports[place] = _one_of_many(item, one, describe)
+
+    threads = [threading.Thread(target=work, daemon=True, name=f"score-file-{n}") for n in range(min(at_once, len(items)))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        while thread.is_alive() and not stop.is_set():
+            thread.join(0.1)
+    deadline = time.monotonic() + 1.8  # what running files take to stop by themselves
+    for thread in threads:
+        thread.join(max(0.0, deadline - time.monotonic()) if stop.is_set() else None)
+    stop.check()
+    return [reports[place] for place in range(len(items))]
+
+
+def _one_of_many(item: Item, one: Callable[[Item], TransferReport], describe: Callable[[Item], tuple[str, str]]) -> TransferReport:
+    object_id, path = describe(item)
+    try:
+        return one(item)
+    except ScoreError as error:
+        return failed(object_id, path, error)
+    except Exception as error:  # the edge of one file: a fault of ours in one must not lose the others
+        _log.exception("Unexpected failure of object %s", object_id)
+        return failed(object_id, path, ScoreError(f"Unexpected failure ({type(error).__name__}); the log has the details"))

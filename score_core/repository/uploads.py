@@ -1,0 +1,56 @@
+"""The state of uploads in progress, kept in the bucket so that any process, host or Java server can go on with it (protocol section 5.3)."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+
+from score_core.errors import ObjectNotFound
+from score_core.model import StoredPart, Upload
+from score_core.repository import layout
+from score_core.stores.base import ObjectStore
+
+
+class UploadState:
+    """Reads and writes the state keys of uploads. `store` is the state bucket."""
+
+    def __init__(self, store: ObjectStore) -> None:
+        self._store = store
+
+    def save(self, upload: Upload) -> None:
+        self._store.write(layout.state_prefix(upload.object_id, upload.upload_id) + layout.META, layout.upload_json(upload))
+
+    def uploads(self, object_id: str) -> list[Upload]:
+        """The uploads in progress of an object, newest first, with the parts that are recorded."""
+        marker = "/" + layout.META
+        found = [stored for stored in self._store.list_objects(layout.state_prefix(object_id)) if stored.key.endswith(marker)]
+        found.sort(key=lambda stored: stored.modified_at, reverse=True)
+        return [upload for stored in found if (upload := self._load(object_id, stored.key)) is not None]
+
+    def _load(self, object_id: str, key: str) -> Upload | None:
+        try:
+            upload = layout.read_upload(self._store.read(key), object_id)
+        except ObjectNotFound:
+            return None  # finished or dropped between the listing and now
+        return dataclasses.replace(upload, stored={part.number: part for part in self._records(upload)})
+
+    def _records(self, upload: Upload) -> Iterator[StoredPart]:
+        for stored in self._store.list_objects(layout.state_prefix(upload.object_id, upload.upload_id) + "part-"):
+            record = layout.read_record(stored.key)
+            if record is not None:
+                yield record
+
+    def record(self, upload: Upload, part: StoredPart) -> None:
+        """Records a stored part; an earlier record of that number goes, since two would block a Java server's finalise (21.14)."""
+        key = layout.record_key(upload.object_id, upload.upload_id, part)
+        for old in list(self._store.list_objects(layout.record_prefix(upload.object_id, upload.upload_id, part.number))):
+            if old.key != key:
+                self._store.delete(old.key)
+        self._store.write(key, b"")
+
+    def drop(self, object_id: str, upload_id: str) -> None:
+        """Removes all state of an upload, its specification first, so that what is left by a crash is nobody's upload."""
+        prefix = layout.state_prefix(object_id, upload_id)
+        self._store.delete(prefix + layout.META)
+        for stored in list(self._store.list_objects(prefix)):
+            self._store.delete(stored.key)

@@ -1,0 +1,339 @@
+"""The direct driver: parts in a bounded pool of threads, retried by `policy`, without Prefect or anything else around it."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Final, Protocol
+
+from score_core.errors import IntegrityError, Interrupted, ObjectMismatch, ScoreError, TransientError
+from score_core.model import ObjectSpec, Outcome, Part, PartReceipt, TransferReport, Validation
+from score_core.progress import Progress, Silent
+from score_core.repository.base import Repository
+from score_core.transfer.download import Download, Span
+from score_core.transfer.part import PartTransport
+from score_core.transfer.policy import RetryPolicy, needs_new_url
+from score_core.transfer.stop import Stop
+from score_core.transfer.upload import AlreadyThere, SourceDigest, UploadSession, digest_source
+from score_core.transfer.urls import UrlSource
+
+_GRACE_S: Final = 1.5  # how long running parts may take to notice a stop; they look between blocks
+_TICK_S: Final = 0.1  # how soon the main thread sees a signal while it waits
+
+
+@dataclass(frozen=True)
+class Engine:
+    """What a direct transfer runs with. `workers` parts of one file are under way at once. The transport belongs to the caller."""
+
+    repository: Repository
+    transport: PartTransport
+    workers: int = 8
+    policy: RetryPolicy = field(default_factory=RetryPolicy)
+    progress: Progress = field(default_factory=Silent)
+    stop: Stop = field(default_factory=Stop)
+
+    def download(self, spec: ObjectSpec, target: Path, *, span: Span = Span(), validation: Validation = "auto") -> TransferReport:
+        """Downloads an object to `target`, replacing a file of that name only once the new one is verified.
+
+        Raises:
+            ScoreError: of the kind that says what to do; all that arrived is kept for the next run.
+        """
+        began = time.monotonic()
+        download = Download.open(self.repository, spec, target, span=span, validation=validation)
+        run = _Run(self, download, target.name)
+        try:
+            for note in download.notes:
+                self.progress.note(spec.object_id, note)
+            md5 = _fetch_and_verify(run, download)
+            download.publish()
+        finally:
+            run.finish()
+        return replace(run.report(str(target), "downloaded", began), md5=md5, validation=download.proof)
+
+    def upload(self, path: Path, object_id: str, *, md5: str, overwrite: bool = False) -> TransferReport:
+        """Uploads a file whose MD5 is promised to be `md5` (hex); publishes it only if it is.
+
+        Raises:
+            ScoreError: nothing was published; all that was stored is kept for the next run, except after `ObjectMismatch`.
+        """
+        began = time.monotonic()
+        try:
+            session = UploadSession.open(self.repository, path, object_id, md5=md5, overwrite=overwrite)
+        except AlreadyThere as there:
+            return TransferReport(object_id, str(path), "already there", size=there.spec.size, md5=md5, parts=len(there.spec.parts))
+        run = _Run(self, session, path.name)
+        try:
+            hasher = _SourceHasher(session, run.stop)
+            run.move(session.parts)
+            session.publish(hasher.result(run))
+        finally:
+            run.finish()
+        return replace(run.report(str(path), "uploaded", began), md5=md5, validation="both")
+
+
+def _fetch_and_verify(run: _Run, download: Download) -> str | None:
+    follower = threading.Thread(target=download.hasher.follow, args=(run.stop,), daemon=True, name="score-md5")
+    if download.hashes_whole:
+        follower.start()
+    run.move(download.parts)
+    if download.hashes_whole:
+        run.wait_for(follower)
+    try:
+        return download.verify(stop=run.stop)
+    except ObjectMismatch:
+        suspects = download.suspects(stop=run.stop)
+        if not suspects:
+            raise  # every part is what its own MD5 says: the recorded whole MD5 is wrong, and no refetch will mend that
+        run.note(f"The whole file's MD5 is wrong: fetching {len(suspects)} damaged parts again")
+        run.engine.progress.advance(download.object_id, -sum(part.size for part in suspects))
+        run.move(suspects)
+        return download.verify(stop=run.stop)
+
+
+class _SourceHasher:
+    """`digest_source` in a thread beside the senders; a wrong MD5 stops them at once, long before the last part is sent."""
+
+    def __init__(self, session: UploadSession, stop: Stop) -> None:
+        self._session = session
+        self._stop = stop
+        self._digest: SourceDigest | None = None
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, daemon=True, name="score-md5")
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            self._digest = digest_source(self._session.source, self._session.parts, stop=self._stop)
+        except BaseException as error:  # noqa: BLE001  # handed to the thread that calls `result`
+            self._error = error
+
+    def result(self, run: _Run) -> SourceDigest:
+        run.wait_for(self._thread)
+        if self._error is not None:
+            raise self._error
+        assert self._digest is not None
+        return self._digest
+
+
+class Session(Protocol):
+    """What a driver needs of a transfer: `Download` and `UploadSession` are such."""
+
+    urls: UrlSource
+
+    @property
+    def object_id(self) -> str: ...
+    @property
+    def parts(self) -> tuple[Part, ...]: ...
+    def claims(self, part: Part) -> bool: ...
+    def attempt(self, part: Part, *, transport: PartTransport, stop: Stop | None, advance: Callable[[int], None] | None) -> PartReceipt: ...
+    def close(self) -> None: ...
+
+
+class _Run:
+    """One transfer's parts on their way: the pool, the retries, the counts."""
+
+    def __init__(self, engine: Engine, session: Session, name: str) -> None:
+        self.engine = engine
+        self.session = session
+        self.object_id = session.object_id
+        self.stop = engine.stop.child()
+        self.moved: dict[int, int] = {}
+        self.retries = 0
+        self._claimed = {part.number for part in session.parts if session.claims(part)}
+        kept = sum(part.size for part in session.parts if part.number in self._claimed)
+        engine.progress.begin(self.object_id, name, sum(part.size for part in session.parts), kept)
+        self._lock = threading.Lock()
+        self._threads: list[threading.Thread] = []
+        self._error: BaseException | None = None
+        self._deadline: float | None = None
+        self._throttle = Throttle(engine.workers)
+
+    def note(self, message: str) -> None:
+        self.engine.progress.note(self.object_id, message)
+
+    def move(self, parts: Sequence[Part]) -> None:
+        """Brings every part to its place, several at once, each until it succeeds or fails for good; the first final failure ends all."""
+        waiting = deque(parts)
+        count = min(self.engine.workers, len(waiting))
+        self._threads = [threading.Thread(target=self._work, args=(waiting,), daemon=True, name=f"score-part-{n}") for n in range(count)]
+        for thread in self._threads:
+            thread.start()
+        for thread in self._threads:
+            self.wait_for(thread)
+        if self._error is not None:
+            raise self._error
+        self.engine.stop.check()
+
+    def wait_for(self, thread: threading.Thread) -> None:
+        """Joins a thread; after a stop only for a moment, because it may sit in a read that nothing interrupts."""
+        while thread.is_alive() and not self.stop.is_set():
+            thread.join(_TICK_S)
+        if thread.is_alive():
+            self._give_grace(thread)
+        if self._error is None:
+            self.engine.stop.check()
+
+    def _give_grace(self, thread: threading.Thread) -> None:
+        if self._deadline is None:
+            self._deadline = time.monotonic() + _GRACE_S
+        thread.join(max(0.0, self._deadline - time.monotonic()))
+
+    def _work(self, waiting: deque[Part]) -> None:
+        while not self.stop.is_set():
+            try:
+                part = waiting.popleft()
+            except IndexError:
+                return
+            try:
+                self.moved[part.number] = self._until_done(part).moved
+            except BaseException as error:  # noqa: BLE001  # handed to the thread that waits in `parts`
+                self._fail(error)
+
+    def _fail(self, error: BaseException) -> None:
+        with self._lock:
+            if self._error is None and not (isinstance(error, Interrupted) and self.stop.is_set()):
+                self._error = error
+        self.stop.set()
+
+    def _until_done(self, part: Part) -> PartReceipt:
+        tries = 0
+        while True:
+            tries += 1
+            counted = _Counted(self)
+            try:
+                with self._throttle.slot(self.stop):
+                    receipt = self.session.attempt(part, transport=self.engine.transport, stop=self.stop, advance=counted)
+                self._throttle.went_well()
+                self._settle_claim(part, receipt)
+                return receipt
+            except ScoreError as error:
+                counted.take_back()
+                pause = self.engine.policy.pause_s(error, tries)
+                if pause is None:
+                    raise self._final(error, part, tries) from error.__cause__
+                self._before_retry(error, part, pause)
+
+    def _settle_claim(self, part: Part, receipt: PartReceipt) -> None:
+        """A part that had been counted as kept and was moved after all must not count twice."""
+        if receipt.moved and part.number in self._claimed:
+            self._claimed.discard(part.number)
+            self.engine.progress.advance(self.object_id, -part.size)
+
+    def _before_retry(self, error: ScoreError, part: Part, pause: float) -> None:
+        with self._lock:
+            self.retries += 1
+        if isinstance(error, TransientError) and error.busy:
+            self._throttle.went_badly(pause if error.retry_after_s is not None else 0.0)
+        if needs_new_url(error):
+            self.session.urls.forget()
+        else:
+            self.engine.progress.retry(self.object_id, f"part {part.number}", str(error), pause)
+        self.stop.wait(pause)
+
+    def _final(self, error: ScoreError, part: Part, tries: int) -> ScoreError:
+        if isinstance(error, Interrupted):
+            return error
+        if isinstance(error, IntegrityError):
+            return error.at(f"Gave up after {tries} tries")
+        times = f" after {tries} tries" if tries > 1 else ""
+        return error.at(f"Part {part.number} of object {self.object_id}{times}")
+
+    def finish(self) -> None:
+        """Ends the threads and closes what they used, unless one is stuck in it: then it is left to the end of the process."""
+        self.stop.set()
+        for thread in self._threads:
+            self._give_grace(thread)
+        if not any(thread.is_alive() for thread in self._threads):
+            self.session.close()
+
+    def report(self, path: str, outcome: Outcome, began: float) -> TransferReport:
+        parts = self.session.parts
+        moved = sum(self.moved.values())
+        size = sum(part.size for part in parts)
+        return TransferReport(
+            object_id=self.object_id,
+            path=path,
+            outcome=outcome,
+            size=size,
+            parts=len(parts),
+            parts_kept=sum(1 for moved in self.moved.values() if not moved),
+            bytes_moved=moved,
+            bytes_kept=size - moved,
+            retries=self.retries,
+            signings=self.session.urls.signings,
+            seconds=time.monotonic() - began,
+        )
+
+
+class _Counted:
+    """Tells progress of one attempt's bytes, and takes them back when the attempt failed."""
+
+    def __init__(self, run: _Run) -> None:
+        self._run = run
+        self._count = 0
+
+    def __call__(self, count: int) -> None:
+        self._count += count
+        self._run.engine.progress.advance(self._run.object_id, count)
+
+    def take_back(self) -> None:
+        if self._count > 0:
+            self(-self._count)
+
+
+class Throttle:
+    """How many parts may be under way: all workers at first, half after each complaint of the store, one more after a run of successes.
+
+    A store that says how long to wait (`Retry-After`) is left alone for that long by all workers.
+    """
+
+    def __init__(self, most: int, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._most = most
+        self._allowed = most
+        self._running = 0
+        self._well = 0
+        self._quiet_until = 0.0
+        self._clock = clock
+        self._changed = threading.Condition()
+
+    @property
+    def allowed(self) -> int:
+        return self._allowed
+
+    @contextmanager
+    def slot(self, stop: Stop) -> Iterator[None]:
+        """Waits for a place and holds it. Raises `Interrupted` when `stop` is set meanwhile."""
+        self._enter(stop)
+        try:
+            stop.check()
+            yield
+        finally:
+            with self._changed:
+                self._running -= 1
+                self._changed.notify()
+
+    def _enter(self, stop: Stop) -> None:
+        with self._changed:
+            while not stop.is_set():
+                quiet_s = self._quiet_until - self._clock()
+                if quiet_s <= 0 and self._running < self._allowed:
+                    break
+                self._changed.wait(_TICK_S)
+            self._running += 1
+
+    def went_well(self) -> None:
+        with self._changed:
+            self._well += 1
+            if self._well >= 2 * self._allowed and self._allowed < self._most:
+                self._allowed, self._well = self._allowed + 1, 0
+                self._changed.notify()
+
+    def went_badly(self, quiet_s: float) -> None:
+        with self._changed:
+            self._allowed, self._well = max(1, self._allowed // 2), 0
+            self._quiet_until = max(self._quiet_until, self._clock() + quiet_s)

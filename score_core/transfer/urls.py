@@ -1,0 +1,59 @@
+"""Signed URLs for the parts of one transfer: signed late, in small batches, never stored."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from score_core.model import Part, SignedUrl
+
+_MARGIN_SHARE: Final = 0.2  # a URL in the last fifth of its life is not begun with: the request has to arrive in time
+_MAX_MARGIN_S: Final = 60.0
+
+Signer = Callable[[Sequence[Part]], list[SignedUrl]]
+
+
+class UrlSource:
+    """Hands out a fresh URL per part. Thread-safe; one caller signs while the others wait for the result.
+
+    A batch begins at the part that is asked for and takes the parts that follow it in `parts` order: they will be asked for next.
+    `signings` counts calls of the signer.
+    """
+
+    def __init__(self, parts: Sequence[Part], sign: Signer, *, batch: int = 32, clock: Callable[[], float] = time.time) -> None:
+        self._parts = list(parts)
+        self._place = {part.number: place for place, part in enumerate(self._parts)}
+        self._sign = sign
+        self._batch = batch
+        self._clock = clock
+        self._urls: dict[int, tuple[SignedUrl, float]] = {}
+        self._lock = threading.Lock()
+        self.signings = 0
+
+    def get(self, part: Part) -> SignedUrl:
+        """A URL that is still good for a while. It is forgotten here: a retry gets another one."""
+        with self._lock:
+            cached = self._urls.pop(part.number, None)
+            if cached is None or not self._fresh(*cached):
+                self._sign_from(part)
+                cached = self._urls.pop(part.number)
+            return cached[0]
+
+    def _fresh(self, url: SignedUrl, signed_at: float) -> bool:
+        margin = min(_MAX_MARGIN_S, _MARGIN_SHARE * (url.expires_at - signed_at))
+        return self._clock() < url.expires_at - margin
+
+    def _sign_from(self, part: Part) -> None:
+        place = self._place[part.number]
+        batch = self._parts[place : place + self._batch]
+        now = self._clock()
+        for signed, url in zip(batch, self._sign(batch), strict=True):
+            self._urls[signed.number] = (url, now)
+        self.signings += 1
+
+    def forget(self) -> None:
+        """Drops all URLs at hand, after one was refused: its siblings are as old."""
+        with self._lock:
+            self._urls.clear()
