@@ -31,7 +31,11 @@ Every message passes `redact` when it is built, so no token and no query of a si
 from __future__ import annotations
 
 import re
-from typing import Final, Self
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Final, Self
+
+if TYPE_CHECKING:
+    from score_core.model import TransferReport
 
 _URL_QUERY: Final = re.compile(r"(\b[a-z][a-z0-9+.-]*://[^\s?#\"'<>]*)\?[^\s\"'<>]*", re.IGNORECASE)
 _URL_PATH_QUERY: Final = re.compile(r"(/[^\s?\"'<>]*)\?[^\s\"'<>]*(?:signature|token|credential|sig)=[^\s\"'<>]*", re.IGNORECASE)
@@ -183,7 +187,13 @@ class Unavailable(ServiceError, ConnectionError):
 
 
 class BatchError(ScoreError):
+    """Some files of a batch failed. `reports` are those of all its files."""
+
     exit_code = 9
+
+    def __init__(self, message: str, reports: Sequence[TransferReport] = ()) -> None:
+        super().__init__(message)
+        self.reports = tuple(reports)
 
 
 class Interrupted(ScoreError):

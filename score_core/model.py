@@ -150,7 +150,8 @@ Outcome = Literal["uploaded", "downloaded", "already there", "verified", "failed
 class TransferReport:
     """How one file ended. Small, serialisable, without secrets: what the CLI prints and Prefect stores.
 
-    `bytes_moved` went over the wire for parts that were kept; `bytes_kept` were there already thanks to an earlier run.
+    `bytes_moved` went over the wire; `bytes_kept` in `parts_kept` parts were there already thanks to an earlier run, and of these
+    `parts_cached` were also in Prefect's result cache.
     `validation` is the policy that proved the bytes, `md5` the proven digest (None with `off`). `error` says why it failed.
     """
 
@@ -161,6 +162,7 @@ class TransferReport:
     md5: str | None = None
     parts: int = 0
     parts_kept: int = 0
+    parts_cached: int = 0
     bytes_moved: int = 0
     bytes_kept: int = 0
     retries: int = 0

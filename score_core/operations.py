@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal, TypeVar
 
-from score_core.checksum import digest_of
-from score_core.errors import Conflict, LocalFileError, ObjectMismatch, PartMismatch, ScoreError, Unverifiable
+from score_core.checksum import digest_of, parse_md5
+from score_core.errors import ConfigurationError, Conflict, LocalFileError, ObjectMismatch, PartMismatch, ScoreError, Unverifiable
 from score_core.model import ObjectSpec, Part, TransferReport, Validation
 from score_core.repository.layout import check_object_id
 from score_core.transfer.download import Span
@@ -38,6 +38,14 @@ class UploadItem:
     object_id: str
     path: Path
     md5: str | None
+
+    @classmethod
+    def of(cls, object_id: str, path: Path, md5: str | None) -> UploadItem:
+        """An item from what a user wrote: `md5` in hex or base64. Raises `ConfigurationError` for an id or MD5 that is none."""
+        parsed = None if md5 is None else parse_md5(md5)
+        if md5 is not None and parsed is None:
+            raise ConfigurationError(f"{md5[:60]!r} is not an MD5: give the 32 hex digits that `md5sum {path.name}` prints")
+        return cls(check_object_id(object_id), path, parsed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,15 +94,20 @@ def download(engine: Engine, item: DownloadItem, options: DownloadOptions) -> Tr
     Raises:
         ScoreError: no file appeared; what arrived is kept beside the target for the next run.
     """
-    check_object_id(item.object_id)
-    spec = engine.repository.describe(item.object_id)
-    check_expectations(item, spec)
-    target = target_of(item, spec, options)
-    report = None if options.force else already_there(spec, target, options, stop=engine.stop)
+    spec, target, report = plan_download(engine, item, options)
     if report is None:
         report = engine.download(spec, target, span=options.span, validation=options.validation)
     engine.progress.end(report)
     return report
+
+
+def plan_download(engine: Engine, item: DownloadItem, options: DownloadOptions) -> tuple[ObjectSpec, Path, TransferReport | None]:
+    """The object, where it goes, and its report if that file is there already and right."""
+    check_object_id(item.object_id)
+    spec = engine.repository.describe(item.object_id)
+    check_expectations(item, spec)
+    target = target_of(item, spec, options)
+    return spec, target, None if options.force else already_there(spec, target, options, stop=engine.stop)
 
 
 def check_expectations(item: DownloadItem, spec: ObjectSpec) -> None:

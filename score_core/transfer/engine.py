@@ -65,7 +65,7 @@ class Engine:
         try:
             session = UploadSession.open(self.repository, path, object_id, md5=md5, overwrite=overwrite)
         except AlreadyThere as there:
-            return TransferReport(object_id, str(path), "already there", size=there.spec.size, md5=md5, parts=len(there.spec.parts))
+            return there.report(path)
         run = _Run(self, session, path.name)
         try:
             hasher = _SourceHasher(session, run.stop)

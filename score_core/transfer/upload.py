@@ -27,7 +27,7 @@ from score_core.errors import (
     PartMismatch,
     PermanentError,
 )
-from score_core.model import ObjectSpec, Part, PartReceipt, SignedUrl, StoredPart, Upload
+from score_core.model import ObjectSpec, Part, PartReceipt, SignedUrl, StoredPart, TransferReport, Upload
 from score_core.repository.base import Repository
 from score_core.transfer.files import SourceFile
 from score_core.transfer.part import PartTransport, PutReply
@@ -72,6 +72,12 @@ class AlreadyThere(Exception):  # an outcome, not an error
     def __init__(self, spec: ObjectSpec) -> None:
         super().__init__(spec.object_id)
         self.spec = spec
+
+    def report(self, path: Path) -> TransferReport:
+        """How the upload of `path` ended: with nothing to do."""
+        return TransferReport(
+            self.spec.object_id, str(path), "already there", size=self.spec.size, md5=self.spec.md5, parts=len(self.spec.parts)
+        )
 
 
 class UploadSession:

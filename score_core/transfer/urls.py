@@ -19,13 +19,13 @@ class UrlSource:
     """Hands out a fresh URL per part. Thread-safe; one caller signs while the others wait for the result.
 
     A batch begins at the part that is asked for and takes the parts that follow it in `parts` order: they will be asked for next.
-    `signings` counts calls of the signer.
+    `signings` counts calls of the signer, `sign`, which a driver may wrap (Prefect makes it a task).
     """
 
     def __init__(self, parts: Sequence[Part], sign: Signer, *, batch: int = 32, clock: Callable[[], float] = time.time) -> None:
         self._parts = list(parts)
         self._place = {part.number: place for place, part in enumerate(self._parts)}
-        self._sign = sign
+        self.sign = sign
         self._batch = batch
         self._clock = clock
         self._urls: dict[int, tuple[SignedUrl, float]] = {}
@@ -49,7 +49,7 @@ class UrlSource:
         place = self._place[part.number]
         batch = self._parts[place : place + self._batch]
         now = self._clock()
-        for signed, url in zip(batch, self._sign(batch), strict=True):
+        for signed, url in zip(batch, self.sign(batch), strict=True):
             self._urls[signed.number] = (url, now)
         self.signings += 1
 

@@ -1,0 +1,191 @@
+"""`python -m flows upload|download|batch|demo|server ...`: a flow now, without a deployment."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Final
+
+_OWN_STOP_S: Final = 1.8  # after a signal: parts stop within a block; a run that does not is left, since every step on disk can be resumed
+_HEAVY_IMPORTS: Final = ("pydantic_settings", "httpx", "websockets", "jinja2", "cloudpickle", "rich.console", "anyio", "boto3")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs one command; the exit code is the direct command line's (`score --help` lists them)."""
+    given = _parser().parse_args(arguments)
+    if given.command == "server":
+        from flows import local_server
+
+        return local_server.main(given.rest)
+    with _signals():
+        return _reported(given)
+
+
+def _reported(given: argparse.Namespace) -> int:
+    from flows.local_server import LocalServerError
+    from score_core.errors import BatchError, ScoreError
+
+    try:
+        with _prefect() as started_s:
+            if given.command == "demo":
+                from flows.demo import demo
+
+                return demo(Path(given.dir) if given.dir else None, started_s=started_s)
+            outcome = _FLOWS[given.command](given)
+    except BatchError as error:
+        _show([dataclasses.asdict(report) for report in error.reports], given)
+        return _fail(str(error), error.exit_code)
+    except ScoreError as error:
+        return _fail(str(error), error.exit_code)
+    except LocalServerError as error:
+        return _fail(str(error), 1)
+    except KeyboardInterrupt:
+        return _fail("Interrupted; run the same command again to resume", 130)
+    _show(outcome if isinstance(outcome, list) else [outcome], given)
+    return 0
+
+
+@contextlib.contextmanager
+def _prefect() -> Iterator[float]:
+    """A Prefect server to talk to and Prefect imported; yields the seconds that took."""
+    from flows import local_server
+
+    began = time.monotonic()
+    home = local_server.default_home()
+    pending = local_server.start_in_background(home)
+    with local_server.fast_imports(home):
+        for name in _HEAVY_IMPORTS:  # while the server starts: what Prefect will need and what reads no setting
+            with contextlib.suppress(ImportError):
+                __import__(name)
+        os.environ.update(pending.wait().environment())  # before Prefect is imported: it reads them once
+        __import__("flows.batch")
+    with local_server.quick_flows():
+        yield time.monotonic() - began
+
+
+def _upload(given: argparse.Namespace) -> dict[str, Any]:
+    from flows.upload import upload
+
+    return upload(str(Path(given.file).absolute()), given.object_id, given.md5, force=given.force, store=given.store)
+
+
+def _download(given: argparse.Namespace) -> dict[str, Any]:
+    from flows.download import download
+
+    return download(
+        given.object_id,
+        str(Path(given.output_dir).absolute()),
+        output_layout=given.output_layout,
+        validation=given.validate,
+        force=given.force,
+        store=given.store,
+    )
+
+
+def _batch(given: argparse.Namespace) -> list[dict[str, Any]]:
+    from flows.batch import batch
+
+    return batch(
+        given.manifest,
+        given.direction,
+        given.output_dir and str(Path(given.output_dir).absolute()),
+        validation=given.validate,
+        force=given.force,
+        store=given.store,
+    )
+
+
+_FLOWS: Final[dict[str, Callable[[argparse.Namespace], Any]]] = {"upload": _upload, "download": _download, "batch": _batch}
+
+
+def _show(reports: list[dict[str, Any]], given: argparse.Namespace) -> None:
+    if given.json:
+        print(json.dumps({"files": reports}, indent=2))
+        return
+    for report in reports:
+        print(_line(report))
+
+
+def _line(report: dict[str, Any]) -> str:
+    if report["error"]:
+        return f"failed       {report['path']}: {report['error']}"
+    rate = report["bytes_moved"] / 1e6 / report["seconds"] if report["seconds"] else 0.0
+    kept = f", {report['parts_kept']} of {report['parts']} parts kept from an earlier run" if report["parts_kept"] else ""
+    moved = f", {report['bytes_moved']:,} bytes moved in {report['seconds']:.1f} s ({rate:.0f} MB/s)" if report["bytes_moved"] else ""
+    return f"{report['outcome']:12} {report['path']} ({report['size']:,} bytes, MD5 {report['md5'] or 'not verified'}{moved}{kept})"
+
+
+def _fail(message: str, code: int) -> int:
+    print(f"ERROR: {message}", file=sys.stderr)
+    return code
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[None]:
+    """SIGINT and SIGTERM stop the parts at their next block and the process within two seconds, with 128 + the signal as exit code."""
+
+    def handle(number: int, _frame: object) -> None:
+        if "tasks.sessions" in sys.modules:
+            sys.modules["tasks.sessions"].stop_all(number)
+        leave = threading.Timer(_OWN_STOP_S, _leave, args=(number,))
+        leave.daemon = True
+        leave.start()
+        raise KeyboardInterrupt
+
+    previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _leave(number: int) -> None:
+    print("Interrupted; run the same command again to resume", file=sys.stderr, flush=True)
+    os._exit(128 + number)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m flows",
+        description="Run a transfer as a Prefect flow now, without a deployment. Starts a local Prefect server, or uses the one that runs "
+        "or that PREFECT_API_URL names, and says which.",
+        epilog="Run the same command again after any interruption: parts that are done are not moved again.",
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--store", help="s3://bucket[/prefix][?endpoint=URL] or file:///folder; by default what the settings say")
+    common.add_argument("--force", action="store_true", help="replace what is there already")
+    common.add_argument("--json", action="store_true", help="print the reports as one JSON document")
+    validate = argparse.ArgumentParser(add_help=False)
+    validate.add_argument("--validate", default="auto", choices=["auto", "parts", "whole", "both", "off"], help="how the bytes are proven")
+    upload = commands.add_parser("upload", parents=[common], help="upload one file, a task run per part")
+    upload.add_argument("--file", required=True)
+    upload.add_argument("--object-id", required=True)
+    upload.add_argument("--md5", help="what the file promises to be; computed first if not given")
+    download = commands.add_parser("download", parents=[common, validate], help="download one object, a task run per part")
+    download.add_argument("--object-id", required=True)
+    download.add_argument("--output-dir", required=True)
+    download.add_argument("--output-layout", default="filename", choices=["filename", "id"])
+    batch = commands.add_parser("batch", parents=[common, validate], help="transfer every file of a manifest")
+    batch.add_argument("--manifest", required=True)
+    batch.add_argument("--direction", required=True, choices=["upload", "download"])
+    batch.add_argument("--output-dir", help="for downloads: where the files go")
+    demo = commands.add_parser("demo", help="upload, kill, resume, download and verify real files, and show what happened")
+    demo.add_argument("--dir", help="where to work; by default a folder that is removed at the end")
+    server = commands.add_parser("server", help="start, stop or look at the local Prefect server", add_help=False)
+    server.add_argument("rest", nargs=argparse.REMAINDER)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,139 @@
+"""`batch`: a manifest of files, uploaded or downloaded; one bad file never stops the rest."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from prefect import flow, unmapped
+from prefect.artifacts import create_table_artifact
+
+from flows.download import download
+from flows.driving import threads
+from flows.upload import upload
+from score_core.errors import BatchError, ConfigurationError, Interrupted, ScoreError
+from score_core.manifest import read_downloads, read_uploads
+from score_core.model import TransferReport, Validation
+from score_core.operations import DownloadItem, DownloadOptions, OutputLayout, UploadItem, failed
+from tasks.whole_files import download_file, upload_file
+
+LARGE_BYTES: Final = 256 << 20  # a subflow costs about a second; from here on a run per part is worth it
+_FILES_AT_ONCE: Final = 4
+
+
+@flow(name="batch", flow_run_name="batch {direction} {manifest}", task_runner=threads(_FILES_AT_ONCE))
+def batch(
+    manifest: str,
+    direction: Literal["upload", "download"],
+    output_dir: str | None = None,
+    *,
+    output_layout: OutputLayout = "filename",
+    validation: Validation = "auto",
+    force: bool = False,
+    store: str | None = None,
+) -> list[dict[str, Any]]:
+    """Transfers every file of a manifest: small ones as task runs side by side, large ones as subflows with a task run per part.
+
+    Files that are there already and right are not moved again, so running the same batch once more does only what failed.
+
+    Args:
+        manifest: upload manifest (3 columns) or download manifest (11 columns); absolute for deployments.
+        direction: `upload` or `download`.
+        output_dir: for downloads: where the files go.
+        output_layout: as for `download`.
+        validation: as for `download`.
+        force: replaces what is there already.
+        store: as for `upload` and `download`.
+
+    Returns:
+        The fields of `TransferReport` for each file, in the manifest's order. The artifact `batch-receipts` shows the same as a table.
+
+    Raises:
+        BatchError: some files failed; all others are done.
+    """
+    if direction == "upload":
+        reports = _upload_all(read_uploads(manifest), force=force, store=store)
+    elif output_dir is None:
+        raise ConfigurationError("A download batch needs output_dir: the folder that the files go to")
+    else:
+        options = DownloadOptions(Path(output_dir).absolute(), layout=output_layout, validation=validation, force=force)
+        reports = _download_all(read_downloads(manifest), options, store)
+    _show(reports)
+    return _all_done(reports)
+
+
+def _upload_all(items: list[UploadItem], *, force: bool, store: str | None) -> list[TransferReport]:
+    small = [item for item in items if _size(item.path) < LARGE_BYTES]
+    futures = upload_file.map(store=unmapped(store), item=small, force=unmapped(force))
+    runs = dict(zip(small, futures, strict=True))
+    return [
+        _outcome(item.object_id, str(item.path), runs[item].result)
+        if item in runs
+        else _outcome(item.object_id, str(item.path), partial(upload, str(item.path), item.object_id, item.md5, force=force, store=store))
+        for item in items
+    ]
+
+
+def _download_all(items: list[DownloadItem], options: DownloadOptions, store: str | None) -> list[TransferReport]:
+    small = [item for item in items if (item.size or 0) < LARGE_BYTES]
+    futures = download_file.map(store=unmapped(store), item=small, options=unmapped(options))
+    runs = dict(zip(small, futures, strict=True))
+    return [
+        _outcome(item.object_id, _path(item, options), runs[item].result if item in runs else _subflow(item, options, store))
+        for item in items
+    ]
+
+
+def _path(item: DownloadItem, options: DownloadOptions) -> str:
+    return str(options.output_dir / (item.file_name or item.object_id))
+
+
+def _subflow(item: DownloadItem, options: DownloadOptions, store: str | None) -> Callable[[], dict[str, Any]]:
+    return partial(
+        download,
+        item.object_id,
+        str(options.output_dir),
+        output_layout=options.layout,
+        validation=options.validation,
+        force=options.force,
+        store=store,
+        file_name=item.file_name,
+        analysis_id=item.analysis_id,
+        expected_md5=item.md5,
+    )
+
+
+def _outcome(object_id: str, path: str, finish: Callable[[], dict[str, Any]]) -> TransferReport:
+    """The report of one file, also of one that failed; only a stop of the whole batch gets through."""
+    try:
+        return TransferReport(**finish())
+    except Interrupted:
+        raise
+    except ScoreError as error:
+        return failed(object_id, path, error)
+    except Exception as error:  # noqa: BLE001  # a fault in one file must not lose the others; its own run shows the traceback
+        return failed(object_id, path, ScoreError(f"Unexpected failure ({type(error).__name__}); its task run has the details"))
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0  # its own transfer will say what is wrong
+
+
+def _show(reports: list[TransferReport]) -> None:
+    """The receipt table in the UI: what happened to each file."""
+    columns = ("object_id", "path", "outcome", "size", "md5", "parts", "bytes_moved", "bytes_kept", "retries", "seconds", "error")
+    rows = [{column: getattr(report, column) for column in columns} for report in reports]
+    create_table_artifact(table=rows, key="batch-receipts", description=f"{len(reports)} files")
+
+
+def _all_done(reports: list[TransferReport]) -> list[dict[str, Any]]:
+    bad = [report for report in reports if report.outcome == "failed"]
+    if bad:
+        raise BatchError(f"{len(bad)} of {len(reports)} files failed, first {bad[0].path}: {bad[0].error}", reports)
+    return [dataclasses.asdict(report) for report in reports]

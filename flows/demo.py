@@ -1,0 +1,170 @@
+"""`python -m flows demo`: the main job on real files, with a kill in the middle of each direction, and nothing pretended."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+from flows.batch import batch
+from flows.download import download
+from flows.upload import upload
+from score_core.operations import file_md5
+from score_core.repository.base import Repository
+from score_core.transfer.files import journal_path
+from tasks import sessions
+
+DATA: Final = Path(__file__).resolve().parent.parent / "tests" / "data"
+REAL_FILES: Final = ("htsnexus_test_NA12878.bam", "NA12878.embedref.cram", "ex1.vcf.gz", "range.bam", "range.cram")
+GENERATED_BYTES: Final = 256 << 20
+_SEED: Final = 12878
+_SPACE: Final = uuid.UUID("6ba7b811-9dad-11d1-80b4-00c04fd430c8")
+_KILL_TIMEOUT_S: Final = 120.0
+
+Report = dict[str, Any]
+
+
+def demo(folder: Path | None, *, started_s: float) -> int:
+    """Runs the demo in `folder` (a temporary one by default); 0 only if every byte came back as it went."""
+    print(f"Prefect is ready after {started_s:.1f} s.")
+    work = folder or Path(tempfile.mkdtemp(prefix="score-demo-"))
+    work.mkdir(parents=True, exist_ok=True)
+    os.environ.update(SCORE_DATA_DIR=str(work / "data"), SCORE_STORE=(work / "store").as_uri())
+    try:
+        return _demo(work)
+    finally:
+        if folder is None:
+            shutil.rmtree(work, ignore_errors=True)
+
+
+def _demo(work: Path) -> int:
+    began = time.monotonic()
+    files = _files(work)
+    ids = {path: str(uuid.uuid5(_SPACE, path.name)) for path in files}
+    md5s = {path: file_md5(path) for path in files}
+    big = files[-1]
+    out = work / "downloaded"
+
+    print(f"\n1. Upload {len(files) - 1} real files as one batch, a task run per file.")
+    uploads = batch(str(_upload_manifest(work, files[:-1], ids, md5s)), "upload")
+
+    print(f"2. Upload {big.name} ({big.stat().st_size >> 20} MiB), a task run per part; kill -9 half-way.")
+    repository = sessions.engine(None).repository
+    killed = _kill_half_way(
+        ["upload", "--file", str(big), "--object-id", ids[big], "--md5", md5s[big]], lambda: _stored(repository, ids[big])
+    )
+    uploads.append(upload(str(big), ids[big], md5s[big]))
+    _tell_resume(killed, uploads[-1])
+
+    print(f"3. Download {big.name}; kill -9 half-way.")
+    journal = journal_path(out / big.name)
+    killed = _kill_half_way(["download", "--object-id", ids[big], "--output-dir", str(out)], lambda: _journaled(journal))
+    downloads = [download(ids[big], str(out))]
+    _tell_resume(killed, downloads[0])
+
+    print(f"4. Download the other {len(files) - 1} files as one batch.")
+    downloads = [*batch(str(_download_manifest(work, files[:-1], ids, md5s)), "download", str(out)), *downloads]
+
+    print("5. Compare every file with what was uploaded, by MD5.\n")
+    verified = {path: file_md5(out / path.name) == md5s[path] for path in files}
+    _show(files, uploads, downloads, verified)
+    good = all(verified.values()) and repository.find_upload(ids[big]) is None
+    print(f"\n{'All files verified' if good else 'NOT all files verified'}; {time.monotonic() - began:.1f} s.")
+    return 0 if good else 1
+
+
+def _files(work: Path) -> list[Path]:
+    """The real files that are shipped, then a generated one."""
+    big = work / "generated-256MiB.bam"
+    if not big.exists() or big.stat().st_size != GENERATED_BYTES:
+        randomness = random.Random(_SEED)  # noqa: S311  # reproducible, not secret
+        with big.open("wb") as file:
+            for _ in range(GENERATED_BYTES >> 20):
+                file.write(randomness.randbytes(1 << 20))
+    return [*(DATA / name for name in REAL_FILES), big]
+
+
+def _upload_manifest(work: Path, files: list[Path], ids: dict[Path, str], md5s: dict[Path, str]) -> Path:
+    manifest = work / "upload.tsv"
+    rows = ["object_id\tpath\tmd5", *("\t".join((ids[path], str(path), md5s[path])) for path in files)]
+    manifest.write_text("\n".join(rows) + "\n")
+    return manifest
+
+
+def _download_manifest(work: Path, files: list[Path], ids: dict[Path, str], md5s: dict[Path, str]) -> Path:
+    manifest = work / "download.tsv"
+    names = ["repo_code", "file_id", "object_id", "file_format", "file_name", "file_size", "md5_sum", "index_object_id", "donor_id", "project_id", "study"]
+    rows = [
+        "\t".join(("", "", ids[path], path.suffix[1:], path.name, str(path.stat().st_size), md5s[path], "", "", "", "")) for path in files
+    ]
+    manifest.write_text("\n".join(["\t".join(names), *rows]) + "\n")
+    return manifest
+
+
+def _kill_half_way(arguments: list[str], parts_done: Callable[[], int]) -> int:
+    """Runs a flow in a process of its own and kills it when about half the parts are done; how many were done then."""
+    half = GENERATED_BYTES // (20 << 20) // 2
+    environment = {**os.environ, "SCORE_WORKERS": "2"}  # slower, so that there is a half-way
+    process = subprocess.Popen(
+        [sys.executable, "-m", "flows", *arguments], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + _KILL_TIMEOUT_S
+    while process.poll() is None and parts_done() < half and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    return parts_done()
+
+
+def _stored(repository: Repository, object_id: str) -> int:
+    upload_in_progress = repository.find_upload(object_id)
+    return len(upload_in_progress.stored) if upload_in_progress else 0
+
+
+def _journaled(journal: Path) -> int:
+    try:
+        return journal.read_bytes().count(b'"part":')
+    except FileNotFoundError:
+        return 0
+
+
+def _tell_resume(killed: int, report: Report) -> None:
+    moved = report["parts"] - report["parts_kept"]
+    print(
+        f"   killed with {killed} of {report['parts']} parts done; the next run kept {report['parts_kept']} "
+        f"({report['parts_cached']} of them Cached in Prefect) and moved {moved}."
+    )
+
+
+def _show(files: list[Path], uploads: list[Report], downloads: list[Report], verified: dict[Path, bool]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("file", "bytes", "parts", "kept up/down", "retries", "MB/s up", "MB/s down", "MD5"):
+        table.add_column(name, justify="left" if name in {"file", "MD5"} else "right")
+    for path, up, down in zip(files, uploads, downloads, strict=True):
+        table.add_row(
+            path.name,
+            f"{up['size']:,}",
+            str(up["parts"]),
+            f"{up['parts_kept']}/{down['parts_kept']}",
+            str(up["retries"] + down["retries"]),
+            _rate(up),
+            _rate(down),
+            "verified" if verified[path] else "WRONG",
+        )
+    Console(width=120).print(table)
+
+
+def _rate(report: Report) -> str:
+    return f"{report['bytes_moved'] / 1e6 / report['seconds']:.0f}" if report["seconds"] else "-"

@@ -1,0 +1,85 @@
+"""`download`: one object to a folder, one task run per part."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from pathlib import Path
+from typing import Any
+
+from prefect import flow
+
+from flows.driving import PART_THREADS, forget_results, move_again, move_all, report_of, threads, transferring
+from flows.results import results_folder
+from score_core.errors import ObjectMismatch
+from score_core.model import TransferReport, Validation
+from score_core.operations import DownloadItem, DownloadOptions, OutputLayout
+from score_core.transfer.download import Download
+from tasks.finalising import finalise_download
+from tasks.integrity import find_suspects
+from tasks.parts import download_part
+from tasks.planning import plan_download
+from tasks.sessions import Ref, Transfer
+
+
+@flow(name="download", flow_run_name="download {object_id}", task_runner=threads(PART_THREADS))
+def download(  # a flow's parameters are the fields of its form in the UI
+    object_id: str,
+    output_dir: str,
+    *,
+    output_layout: OutputLayout = "filename",
+    validation: Validation = "auto",
+    force: bool = False,
+    store: str | None = None,
+    file_name: str | None = None,
+    analysis_id: str | None = None,
+    expected_md5: str | None = None,
+) -> dict[str, Any]:
+    """Downloads an object in parts, each a task run that Prefect retries and caches for resume; it gets its name only once verified.
+
+    Args:
+        object_id: the object's UUID.
+        output_dir: where it goes; absolute for deployments, whose working directory is the worker's.
+        output_layout: `filename`, `bundle` or `id`.
+        validation: `auto`, `parts`, `whole`, `both` or `off`.
+        force: replaces a file of that name, once the new one is verified.
+        store: `s3://...` or `file:///...`; by default what the settings of the machine say. Credentials come from its environment.
+        file_name: what metadata call the file, for the layouts `filename` and `bundle`; by default what its uploader called it.
+        analysis_id: the analysis that it belongs to, for the layout `bundle`.
+        expected_md5: refuses an object of another MD5 before any data moves.
+
+    Returns:
+        The fields of `score_core.model.TransferReport`.
+    """
+    began = time.monotonic()
+    options = DownloadOptions(Path(output_dir).absolute(), layout=output_layout, validation=validation, force=force)
+    item = DownloadItem(object_id, file_name=file_name, analysis_id=analysis_id, md5=expected_md5)
+    planned = plan_download(store, item, options)
+    if isinstance(planned, TransferReport):
+        return dataclasses.asdict(planned)
+    return dataclasses.asdict(_run(planned, began))
+
+
+def _run(ref: Ref, began: float) -> TransferReport:
+    results = results_folder()
+    with transferring(ref) as (opened, proof):
+        download = opened.session
+        assert isinstance(download, Download)
+        kept = move_all(opened, download_part, results, proof)
+        proof.result()
+        md5 = _finalise(opened, results)
+        report = report_of(opened, "downloaded", began, md5=md5, validation=download.proof, parts_kept=kept)
+    forget_results(ref, results)
+    return report
+
+
+def _finalise(opened: Transfer, results: Path) -> str | None:
+    """Finalises; after a wrong whole MD5 fetches the damaged parts again, once."""
+    try:
+        return finalise_download(opened.ref)
+    except ObjectMismatch:
+        suspects = find_suspects(opened.ref)
+        if not suspects:
+            raise
+        move_again(opened, download_part, results, suspects)
+        return finalise_download(opened.ref)

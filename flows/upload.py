@@ -1,0 +1,51 @@
+"""`upload`: one file into the repository, one task run per part."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from pathlib import Path
+from typing import Any
+
+from prefect import flow
+
+from flows.driving import PART_THREADS, forget_results, move_all, report_of, threads, transferring
+from flows.results import results_folder
+from score_core.model import TransferReport
+from score_core.operations import UploadItem
+from tasks.finalising import finalise_upload
+from tasks.parts import upload_part
+from tasks.planning import plan_upload
+from tasks.sessions import Ref
+
+
+@flow(name="upload", flow_run_name="upload {object_id}", task_runner=threads(PART_THREADS))
+def upload(path: str, object_id: str, md5: str | None = None, *, force: bool = False, store: str | None = None) -> dict[str, Any]:
+    """Uploads a file in parts, each a task run that Prefect retries and caches for resume; publishes it only if its MD5 is right.
+
+    Args:
+        path: the local file; absolute for deployments, whose working directory is the worker's.
+        object_id: the UUID it gets, from Song or your own.
+        md5: what the file promises to be, in hex or base64; computed first if not given.
+        force: replaces an object that exists, or another file's unfinished upload.
+        store: `s3://...` or `file:///...`; by default what the settings of the machine say. Credentials come from its environment.
+
+    Returns:
+        The fields of `score_core.model.TransferReport`.
+    """
+    began = time.monotonic()
+    planned = plan_upload(store, UploadItem.of(object_id, Path(path), md5), force=force)
+    if isinstance(planned, TransferReport):
+        return dataclasses.asdict(planned)
+    return dataclasses.asdict(_run(planned, began))
+
+
+def _run(ref: Ref, began: float) -> TransferReport:
+    results = results_folder()
+    with transferring(ref) as (opened, proof):
+        kept = move_all(opened, upload_part, results, proof)
+        md5 = proof.result()
+        finalise_upload(ref)
+        report = report_of(opened, "uploaded", began, md5=md5, validation="both", parts_kept=kept)
+    forget_results(ref, results)
+    return report

@@ -1,0 +1,1 @@
+"""The `score` command. Only this room talks to people."""

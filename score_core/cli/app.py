@@ -1,0 +1,206 @@
+"""The `score` command: what commands there are, how one is found and run, and what its end means for the exit code.
+
+Importing this is cheap: a command's own module, and cyclopts, are loaded when they are needed. `score --help` and `score version` need neither.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from contextlib import ExitStack, redirect_stderr, redirect_stdout
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+if TYPE_CHECKING:
+    from cyclopts import App
+
+    from score_core.cli.context import GlobalOptions
+    from score_core.cli.output import Result
+    from score_core.cli.signals import Signals
+    from score_core.transfer.stop import Stop
+
+USAGE_CODE: Final = 2
+OTHER_CODE: Final = 1
+
+
+class _Command(NamedTuple):
+    where: str  # module:function
+    summary: str
+
+
+COMMANDS: Final = {
+    "upload": _Command("score_core.cli.transfer:upload", "Upload one file, or all files of a manifest."),
+    "download": _Command("score_core.cli.transfer:download", "Download objects into a folder."),
+    "verify": _Command("score_core.cli.transfer:verify", "Compare local files with the repository; moves nothing."),
+    "url": _Command("score_core.cli.transfer:url", "Print a time-limited address of an object."),
+    "list": _Command("score_core.cli.storage:list_", "List what is stored, or unfinished uploads."),
+    "abort": _Command("score_core.cli.storage:abort", "Drop an unfinished upload."),
+    "info": _Command("score_core.cli.storage:info", "Show the settings that matter."),
+    "config": _Command("score_core.cli.config:app", "`config show --origin`: every setting and where it comes from."),
+    "serve": _Command("score_core.cli.serve:serve", "Answer signed addresses into the local store."),
+    "demo": _Command("score_core.cli.demo:demo", "A guided run: upload, kill, resume, download, verify."),
+    "version": _Command("score_core.cli.storage:version", "Print the version."),
+}
+
+_HELP: Final = """\
+Score moves large files between a disk and object storage: in parallel, resumable, proven by MD5.
+
+Usage: score [OPTIONS] COMMAND ...
+
+Commands:
+{commands}
+  help      Explain a command, as `score COMMAND --help` does.
+
+Options of every command, before or after its name:
+  --profile NAME       Use the settings of this profile of the configuration file.
+  --config FILE        The configuration file, instead of the one in your home.
+  --store ADDRESS      Where the objects are: s3://bucket[/prefix][?endpoint=URL] or file:///folder.
+  --url ADDRESS        The Score server to talk to.
+  --json               Print one JSON document on stdout, also on failure.
+  --progress MODE      auto, bar, log (a line every 10 s) or none.
+  --quiet, --silent    Show no progress; print nothing at all.
+  --debug              Log what happens, and show tracebacks of unexpected errors.
+  --workflow-exit-codes  Exit with 104 instead of 7, for workflow engines that retry it.
+
+Example: score upload --file a.bam --object-id 5e0a7a2c-6d3e-5b0f-9c55-0d6a4f0e7b11 --md5 6dc47e886b9f2ecef870af88da3ebdd6
+Example: score download --object-id 5e0a7a2c-6d3e-5b0f-9c55-0d6a4f0e7b11 --output-dir data
+
+Exit codes: 0 all done and verified, 1 other failure, 2 wrong usage or input, 3 not authenticated, 4 denied, 5 not found,
+6 wrong bytes, 7 network (retries spent), 8 no space, 9 part of a batch failed, 10 changed meanwhile, 130 and 143 interrupted."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The `score` program; returns its exit code. Threads that are stuck when it was interrupted do not keep it."""
+    code, interrupted = _run(list(sys.argv[1:] if argv is None else argv))
+    if interrupted and argv is None:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    return code
+
+
+def root_help() -> str:
+    return _HELP.format(commands="\n".join(f"  {name:<9} {command.summary}" for name, command in COMMANDS.items()))
+
+
+def _run(argv: list[str]) -> tuple[int, bool]:
+    if argv and argv[0] == "help":
+        argv = [*argv[1:], "--help"]
+    if argv in (["--help"], ["-h"]):
+        print(root_help())
+        return 0, False
+    if not argv:
+        print(root_help(), file=sys.stderr)
+        return USAGE_CODE, False
+    from score_core.cli.signals import Signals
+    from score_core.transfer.stop import Stop
+
+    stop = Stop()
+    with Signals(stop) as signals, ExitStack() as stack:
+        if "--silent" in argv:
+            nowhere = stack.enter_context(open(os.devnull, "w"))  # noqa: PTH123, PLW1514
+            stack.enter_context(redirect_stdout(nowhere))
+            stack.enter_context(redirect_stderr(nowhere))
+        return _Run(argv, stop, signals).guarded(), stop.is_set()
+
+
+class _Run:
+    """One command line on its way to an exit code: the outermost edge, where every error becomes one sentence."""
+
+    def __init__(self, argv: list[str], stop: Stop, signals: Signals) -> None:
+        self._argv = argv
+        self._stop = stop
+        self._signals = signals
+        self._as_json = "--json" in argv
+        self._workflow_codes = "--workflow-exit-codes" in argv
+
+    def guarded(self) -> int:
+        import logging
+
+        from score_core.cli.output import listen_to_logs
+
+        handler = listen_to_logs(debug="--debug" in self._argv)
+        try:
+            return self._show(self._result())
+        except BrokenPipeError:
+            # Nobody reads on. Python flushes stdout once more at its end: into nothing, so that it does not complain.
+            if sys.stdout is sys.__stdout__:
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return OTHER_CODE
+        finally:
+            logging.getLogger().removeHandler(handler)
+
+    def _result(self) -> Result | None:
+        from score_core.cli.output import Result, redacted_traceback, say
+        from score_core.errors import ScoreError
+
+        try:
+            return self._call()
+        except _UsageError as error:
+            return Result(error=str(error), exit_code=USAGE_CODE)
+        except ScoreError as error:
+            if "--debug" in self._argv:
+                say(redacted_traceback(error))
+            return Result(error=str(error), exit_code=error.exit_code)
+        except BrokenPipeError:
+            raise
+        except Exception as error:  # the edge: whatever it is, the user gets a sentence
+            if "--debug" in self._argv:
+                say(redacted_traceback(error))
+            what = f"Unexpected failure ({type(error).__name__}); run it again with --debug and report what it prints"
+            return Result(error=what, exit_code=OTHER_CODE)
+
+    def _call(self) -> Result | None:
+        from cyclopts import CycloptsError
+
+        from score_core.cli.tree import build
+
+        app = build({name: command.where for name, command in COMMANDS.items()}, self._dispatch)
+        try:
+            result: Result | None = app.meta(
+                self._argv, exit_on_error=False, print_error=False, result_action="return_value", verbose=False
+            )
+        except CycloptsError as error:
+            raise _UsageError(self._usage(error)) from None
+        return result
+
+    def _dispatch(self, app: App, tokens: tuple[str, ...], options: GlobalOptions) -> Result | None:
+        from score_core.cli.context import Context
+
+        if not tokens:
+            raise _UsageError("No command is given; `score --help` lists them")
+        command, bound, injected = app.parse_args(tokens, exit_on_error=False, print_error=False)
+        context = Context(options, stop=self._stop, signals=self._signals)
+        given = dict.fromkeys((name for name in injected), context)
+        result: Result | None = command(*bound.args, **bound.kwargs, **given)
+        return result
+
+    def _usage(self, error: Exception) -> str:
+        """cyclopts' message as one line, without the values behind `=`: one of them may be a secret that was given as an option."""
+        from score_core.errors import redact
+
+        known = self._argv[0] if self._argv and self._argv[0] in COMMANDS else ""
+        text = " ".join(_without_values(str(error)).split())
+        return f"{redact(text).rstrip('.')}; see `score {known + ' ' if known else ''}--help`"
+
+    def _show(self, result: Result | None) -> int:
+        from score_core.cli.output import show
+
+        if result is None:
+            return 0
+        command = next((token for token in self._argv if token in COMMANDS), "")
+        return show(result, command=command, as_json=self._as_json, workflow_codes=self._workflow_codes)
+
+
+class _UsageError(Exception):
+    pass
+
+
+def _without_values(text: str) -> str:
+    import re
+
+    return re.sub(r"(--[A-Za-z][A-Za-z0-9-]*=)\S+", r"\1...", text)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,174 @@
+"""What a command prints: data on stdout, talk on stderr, or one JSON document instead of the data."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import sys
+import traceback
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from score_core.errors import redact
+from score_core.model import TransferReport
+
+NETWORK_CODE: Final = 7
+WORKFLOW_CODE: Final = 104  # what Snakemake and Nextflow recipes retry by convention (docs/cli.md)
+BATCH_CODE: Final = 9
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What a command has to say at its end. `document` holds for `--json` what `data` (lines for stdout) says to people.
+
+    `talk` are lines for stderr, `error` is the one sentence that explains an `exit_code` other than 0.
+    """
+
+    document: Mapping[str, Any] = field(default_factory=dict)
+    data: Iterable[str] = ()
+    talk: Iterable[str] = ()
+    error: str | None = None
+    exit_code: int = 0
+
+
+def show(result: Result, *, command: str, as_json: bool, workflow_codes: bool) -> int:
+    """Prints a result; returns the process's exit code."""
+    code = WORKFLOW_CODE if workflow_codes and result.exit_code == NETWORK_CODE else result.exit_code
+    if as_json:
+        document = {"command": command, **result.document, "error": result.error, "exit_code": code}
+        print(json.dumps(document, indent=2))
+    else:
+        for line in result.data:
+            print(line)
+    sys.stdout.flush()  # a closed pipe shows here, where it is caught, and not at the interpreter's end
+    if result.error is not None:
+        say(f"error: {result.error}")
+    for line in result.talk:
+        say(line)
+    return code
+
+
+def say(line: str) -> None:
+    """One line of talk."""
+    print(line, file=sys.stderr, flush=True)
+
+
+# Reports
+
+
+def of_reports(reports: Sequence[TransferReport], seconds: float, *, error: str | None = None, exit_code: int | None = None) -> Result:
+    """The result of a batch, even one of a single file, that took `seconds`. `error` and `exit_code` replace what the reports say."""
+    failed = [report for report in reports if report.outcome == "failed"]
+    code = _code(reports, failed) if exit_code is None else exit_code
+    talk = [_line(report) for report in reports if report.outcome != "failed"]
+    if len(reports) > 1:
+        talk.append(_closing(reports, failed, seconds))
+        talk += [f"  failed: object {report.object_id}, {_name(report)} (code {report.exit_code}): {report.error}" for report in failed]
+    if error is None and failed:
+        error = failed[0].error if len(reports) == 1 else f"{len(failed)} of {len(reports)} files failed; run the same command again for these"
+    return Result({"files": [_row(report) for report in reports], "totals": _totals(reports, seconds)}, (), talk, error, code)
+
+
+def _code(reports: Sequence[TransferReport], failed: Sequence[TransferReport]) -> int:
+    """0, or 9 for a batch that failed in part; when all failed for one reason, that reason's code says more."""
+    if not failed:
+        return 0
+    codes = {report.exit_code for report in failed}
+    return codes.pop() if len(failed) == len(reports) and len(codes) == 1 else BATCH_CODE
+
+
+def _row(report: TransferReport) -> dict[str, Any]:
+    return {**dataclasses.asdict(report), "megabytes_per_s": round(report.megabytes_per_s, 3)}
+
+
+def _totals(reports: Sequence[TransferReport], seconds: float) -> dict[str, Any]:
+    moved = sum(report.bytes_moved for report in reports)
+    return {
+        "files": len(reports),
+        "failed": sum(1 for report in reports if report.outcome == "failed"),
+        "size": sum(report.size for report in reports),
+        "bytes_moved": moved,
+        "bytes_kept": sum(report.bytes_kept for report in reports),
+        "retries": sum(report.retries for report in reports),
+        "seconds": round(seconds, 3),
+        "megabytes_per_s": round(moved / 1e6 / seconds, 3) if seconds else 0.0,
+    }
+
+
+def _name(report: TransferReport) -> str:
+    return redact(report.path)
+
+
+def _line(report: TransferReport) -> str:
+    if report.outcome == "verified":
+        return f"{_name(report)}: verified, {report.size:,} bytes, MD5 {report.md5 or 'of all parts'}"
+    if report.outcome == "already there":
+        return f"{_name(report)}: already there, {report.size:,} bytes not moved, object {report.object_id}, MD5 {report.md5}"
+    proof = f"MD5 {report.md5}" if report.md5 else "parts' MD5s" if report.validation == "parts" else "not verified"
+    return (
+        f"{_name(report)}: {report.outcome}, {report.size:,} bytes in {report.seconds:.1f} s ({report.megabytes_per_s:.1f} MB/s), "
+        f"{_count(report.retries, 'retry', 'retries')}, {_kept(report.bytes_kept)}{proof}"
+    )
+
+
+def _kept(count: int) -> str:
+    return f"{count:,} bytes not moved again thanks to resume, " if count else ""
+
+
+def _count(number: int, one: str, many: str) -> str:
+    return f"{number:,} {one if number == 1 else many}"
+
+
+def _closing(reports: Sequence[TransferReport], failed: Sequence[TransferReport], seconds: float) -> str:
+    totals = _totals(reports, seconds)
+    there = sum(1 for report in reports if report.outcome == "already there")
+    return (
+        f"{len(reports)} files: {len(reports) - len(failed)} good{f' ({there} already there)' if there else ''}, {len(failed)} failed; "
+        f"{totals['bytes_moved']:,} bytes in {seconds:.1f} s ({totals['megabytes_per_s']:.1f} MB/s), "
+        f"{_count(totals['retries'], 'retry', 'retries')}, {totals['bytes_kept']:,} bytes not moved again thanks to resume"
+    )
+
+
+# Logging
+
+
+class _Formatter(logging.Formatter):
+    """One redacted line per record; with `debug`, more about it, and tracebacks line by line."""
+
+    def __init__(self, *, debug: bool) -> None:
+        super().__init__()
+        self._debug = debug
+
+    def format(self, record: logging.LogRecord) -> str:
+        text = redact(record.getMessage())
+        if not self._debug:
+            return f"{record.levelname.lower()}: {text}"
+        line = f"{record.levelname.lower()}: {record.threadName} {record.name}: {text}"
+        if record.exc_info:
+            line += "\n" + redacted_traceback(record.exc_info[1])
+        return line
+
+
+def redacted_traceback(error: BaseException | None) -> str:
+    lines = "".join(traceback.format_exception(error)).splitlines() if error is not None else []
+    return "\n".join(redact(line) for line in lines)
+
+
+class _Handler(logging.StreamHandler[Any]):
+    """Writes to what is stderr at the time: progress bars put themselves there while they run."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.stream = sys.stderr
+        super().emit(record)
+
+
+def listen_to_logs(*, debug: bool) -> logging.Handler:
+    """Shows warnings, and with `debug` all that our own modules log. Other libraries' debug lines quote signed URLs: they stay off."""
+    handler = _Handler()
+    handler.setFormatter(_Formatter(debug=debug))
+    handler.setLevel(logging.DEBUG if debug else logging.WARNING)
+    logging.getLogger().addHandler(handler)
+    logging.getLogger("score_core").setLevel(logging.DEBUG if debug else logging.WARNING)
+    return handler

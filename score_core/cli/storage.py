@@ -1,0 +1,104 @@
+"""Commands about what is stored, and about this program: list, abort, info, version."""
+
+from __future__ import annotations
+
+import dataclasses
+import platform
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+
+from score_core import __version__
+from score_core.cli.context import Context, Injected
+from score_core.cli.output import Result
+from score_core.errors import ObjectNotFound, redact
+from score_core.repository.layout import check_object_id
+from score_core.session import open_repository
+
+
+def list_(
+    *,
+    uploads: Annotated[bool, Parameter(negative=(), help="List unfinished uploads instead of objects.")] = False,
+    context: Injected,
+) -> Result:
+    """List what is stored: object id, bytes, time, separated by tabs.
+
+    With --uploads: object id, upload id, time of its begin.
+
+    Example: score list --uploads
+    """
+    repository = open_repository(context.settings)
+    try:
+        rows = [dataclasses.asdict(row) for row in (repository.list_uploads() if uploads else repository.list_objects())]
+        where = redact(repository.label)
+    finally:
+        repository.close()
+    return Result(
+        {"store": where, "uploads" if uploads else "objects": rows},
+        data=["\t".join(_cell(name, value) for name, value in row.items()) for row in rows],
+        talk=[f"{len(rows)} {'unfinished uploads' if uploads else 'objects'} in {where}"],
+    )
+
+
+def _cell(name: str, value: Any) -> str:
+    return datetime.fromtimestamp(value, UTC).isoformat(timespec="seconds") if name.endswith("_at") else str(value)
+
+
+def abort(
+    *,
+    object_id: Annotated[str, Parameter(help="The id of the object whose upload is unfinished.")],
+    context: Injected,
+) -> Result:
+    """Drop an unfinished upload and the parts that it has stored. Published objects are not touched.
+
+    Example: score abort --object-id 5e0a7a2c-6d3e-5b0f-9c55-0d6a4f0e7b11
+    """
+    repository = open_repository(context.settings)
+    try:
+        where = redact(repository.label)
+        if not repository.abort(check_object_id(object_id)):
+            raise ObjectNotFound(f"There is no unfinished upload of object {object_id} in {where}; `score list --uploads` shows all")
+    finally:
+        repository.close()
+    return Result({"object_id": object_id, "aborted": True}, talk=[f"Dropped the unfinished upload of object {object_id} from {where}"])
+
+
+def info(
+    *,
+    verbose: Annotated[bool, Parameter(negative=(), help="All settings, each with where it comes from.")] = False,
+    context: Injected,
+) -> Result:
+    """Show the settings that matter; never a token.
+
+    Example: score info --profile lab
+    """
+    facts = dict(_facts(context))
+    document: dict[str, Any] = dict(facts)
+    lines = [f"{name}: {value}" for name, value in facts.items()]
+    if verbose:
+        origins = context.settings.origins()
+        document["settings"] = [dataclasses.asdict(origin) for origin in origins]
+        lines += [f"{origin.name} = {origin.value}  ({origin.source})" for origin in origins]
+    return Result(document, data=lines)
+
+
+def _facts(context: Context) -> Iterator[tuple[str, str]]:
+    settings = context.settings
+    yield "version", __version__
+    yield "python", platform.python_version()
+    yield "profile", settings.profile
+    yield "config file", str(settings.config_file or "none")
+    yield "objects", redact(settings.url or settings.store or f"file://{settings.data_dir / 'store'}")
+    yield "token", "none" if settings.token is None else f"set ({settings.sources['token']})"
+    yield "validate", settings.validate
+    yield "workers", str(settings.transfer.workers)
+
+
+def version() -> Result:
+    """Print the version.
+
+    Example: score version
+    """
+    return Result({"version": __version__}, data=["Score for Python", f"  Version: {__version__}"])

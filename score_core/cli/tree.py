@@ -1,0 +1,36 @@
+"""The tree of commands, as cyclopts sees it. Loaded when a command runs, not for `score --help`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any
+
+from cyclopts import App, Parameter
+from cyclopts.help import PlainFormatter
+
+from score_core import __version__
+from score_core.cli.context import GlobalOptions
+
+Dispatch = Callable[[App, tuple[str, ...], GlobalOptions], Any]
+
+
+def build(commands: Mapping[str, str], dispatch: Dispatch) -> App:
+    """The program. Commands map names to `module:function`: they are named, not imported, and only the one that runs is.
+
+    Global options are taken off the command line wherever they stand; `dispatch` gets them and the other tokens.
+    """
+    app = App(
+        name="score", help_format="plaintext", help_formatter=PlainFormatter(), version=f"Score for Python\n  Version: {__version__}"
+    )
+    for name, where in commands.items():
+        app.command(where, name=name)
+    app.meta.group_parameters = "Options of every command"
+
+    @app.meta.default
+    def launch(
+        *tokens: Annotated[str, Parameter(show=False, allow_leading_hyphen=True)],
+        options: Annotated[GlobalOptions, Parameter(name="*")] = GlobalOptions(),  # noqa: B008  # frozen
+    ) -> Any:
+        return dispatch(app, tokens, options)
+
+    return app

@@ -1,0 +1,59 @@
+"""How part tasks are retried and cached. The decisions are `score_core`'s; here they are put in Prefect's terms."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from datetime import timedelta
+from typing import Any, Final
+
+from prefect import Task
+from prefect.cache_policies import CacheKeyFnPolicy
+from prefect.client.schemas.objects import State, TaskRun
+from prefect.context import TaskRunContext
+
+from score_core.transfer.policy import RetryPolicy
+from tasks.sessions import Ref
+
+_POLICY: Final = RetryPolicy()
+
+
+def retryable(_task: Task[Any, Any], run: TaskRun, state: State[Any]) -> bool:
+    """Whether Prefect may try again: asks the direct engine's policy. A plain function: Prefect takes any other callable for "no"."""
+    try:
+        error = state.result(raise_on_failure=False)
+    except Exception:  # noqa: BLE001  # no result, no reason to repeat
+        return False
+    return isinstance(error, Exception) and _POLICY.pause_s(error, run.run_count) is not None
+
+
+def part_key(context: TaskRunContext, parameters: dict[str, Any]) -> str:
+    """Object, version, place, size and digest of the parts, the target and the transfer's key; never a URL.
+
+    The transfer's key is the journal's generation or the upload id, so a deleted `.part` file or an aborted upload cannot give a false hit.
+    """
+    ref: Ref = parameters["transfer"]
+    facts = [parameters[name] for name in ("number", "count", "offset", "size", "digest")]
+    raw = "|".join(map(str, ["v1", context.task.name, ref.object_id, ref.key, *facts, os.path.realpath(ref.path)]))
+    return f"{cache_folder(ref)}/part-{parameters['number']:06d}-{hashlib.sha256(raw.encode()).hexdigest()[:24]}"
+
+
+def cache_folder(ref: Ref) -> str:
+    """Where the results of a transfer's parts lie below the result storage; removed when the transfer is finalised."""
+    return f"{ref.object_id}/{hashlib.sha256(ref.key.encode()).hexdigest()[:16]}"
+
+
+PART_OPTIONS: Final[dict[str, Any]] = {
+    "task_run_name": "part-{number:06d}",
+    "cache_policy": CacheKeyFnPolicy(cache_key_fn=part_key),
+    "cache_expiration": timedelta(days=30),
+    "persist_result": True,
+    "result_serializer": "json",
+    "cache_result_in_memory": False,  # Prefect's in-memory cache is unlocked and shared by threads
+    "retries": _POLICY.attempts - 1,
+    # A list, because `exponential_backoff` has no cap; the pause holds a worker thread, so it stays short.
+    "retry_delay_seconds": [min(_POLICY.cap_s, _POLICY.base_s * 2**attempt) for attempt in range(_POLICY.attempts - 1)],
+    "retry_jitter_factor": 0.5,
+    "retry_condition_fn": retryable,
+    "log_prints": False,
+}
