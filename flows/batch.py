@@ -34,6 +34,7 @@ def batch(
     validation: Validation = "auto",
     force: bool = False,
     store: str | None = None,
+    large_bytes: int = LARGE_BYTES,
 ) -> list[dict[str, Any]]:
     """Transfers every file of a manifest: small ones as task runs side by side, large ones as subflows with a task run per part.
 
@@ -47,6 +48,7 @@ def batch(
         validation: as for `download`.
         force: replaces what is there already.
         store: as for `upload` and `download`.
+        large_bytes: files of this size and more are subflows.
 
     Returns:
         The fields of `TransferReport` for each file, in the manifest's order. The artifact `batch-receipts` shows the same as a table.
@@ -55,18 +57,18 @@ def batch(
         BatchError: some files failed; all others are done.
     """
     if direction == "upload":
-        reports = _upload_all(read_uploads(manifest), force=force, store=store)
+        reports = _upload_all(read_uploads(manifest), force=force, store=store, large_bytes=large_bytes)
     elif output_dir is None:
         raise ConfigurationError("A download batch needs output_dir: the folder that the files go to")
     else:
         options = DownloadOptions(Path(output_dir).absolute(), layout=output_layout, validation=validation, force=force)
-        reports = _download_all(read_downloads(manifest), options, store)
+        reports = _download_all(read_downloads(manifest), options, store, large_bytes)
     _show(reports)
     return _all_done(reports)
 
 
-def _upload_all(items: list[UploadItem], *, force: bool, store: str | None) -> list[TransferReport]:
-    small = [item for item in items if _size(item.path) < LARGE_BYTES]
+def _upload_all(items: list[UploadItem], *, force: bool, store: str | None, large_bytes: int) -> list[TransferReport]:
+    small = [item for item in items if _size(item.path) < large_bytes]
     futures = upload_file.map(store=unmapped(store), item=small, force=unmapped(force))
     runs = dict(zip(small, futures, strict=True))
     return [
@@ -77,8 +79,8 @@ def _upload_all(items: list[UploadItem], *, force: bool, store: str | None) -> l
     ]
 
 
-def _download_all(items: list[DownloadItem], options: DownloadOptions, store: str | None) -> list[TransferReport]:
-    small = [item for item in items if (item.size or 0) < LARGE_BYTES]
+def _download_all(items: list[DownloadItem], options: DownloadOptions, store: str | None, large_bytes: int) -> list[TransferReport]:
+    small = [item for item in items if (item.size or 0) < large_bytes]
     futures = download_file.map(store=unmapped(store), item=small, options=unmapped(options))
     runs = dict(zip(small, futures, strict=True))
     return [

@@ -9,7 +9,7 @@ from typing import Any
 
 from prefect import flow
 
-from flows.driving import PART_THREADS, forget_results, move_again, move_all, report_of, threads, transferring
+from flows.driving import MAX_TASK_RUNS, PART_THREADS, forget_results, move_again, move_all, report_of, threads, transferring
 from flows.results import results_folder
 from score_core.errors import ObjectMismatch
 from score_core.model import TransferReport, Validation
@@ -34,6 +34,7 @@ def download(  # a flow's parameters are the fields of its form in the UI
     file_name: str | None = None,
     analysis_id: str | None = None,
     expected_md5: str | None = None,
+    max_task_runs: int = MAX_TASK_RUNS,
 ) -> dict[str, Any]:
     """Downloads an object in parts, each a task run that Prefect retries and caches for resume; it gets its name only once verified.
 
@@ -47,6 +48,7 @@ def download(  # a flow's parameters are the fields of its form in the UI
         file_name: what metadata call the file, for the layouts `filename` and `bundle`; by default what its uploader called it.
         analysis_id: the analysis that it belongs to, for the layout `bundle`.
         expected_md5: refuses an object of another MD5 before any data moves.
+        max_task_runs: an object of more parts than this gets a task run per group of consecutive parts.
 
     Returns:
         The fields of `score_core.model.TransferReport`.
@@ -57,15 +59,15 @@ def download(  # a flow's parameters are the fields of its form in the UI
     planned = plan_download(store, item, options)
     if isinstance(planned, TransferReport):
         return dataclasses.asdict(planned)
-    return dataclasses.asdict(_run(planned, began))
+    return dataclasses.asdict(_run(planned, began, max_task_runs))
 
 
-def _run(ref: Ref, began: float) -> TransferReport:
+def _run(ref: Ref, began: float, max_task_runs: int) -> TransferReport:
     results = results_folder()
     with transferring(ref) as (opened, proof):
         download = opened.session
         assert isinstance(download, Download)
-        kept = move_all(opened, download_part, results, proof)
+        kept = move_all(opened, download_part, results, proof, max_task_runs=max_task_runs)
         proof.result()
         md5 = _finalise(opened, results)
         report = report_of(opened, "downloaded", began, md5=md5, validation=download.proof, parts_kept=kept)

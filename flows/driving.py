@@ -52,7 +52,9 @@ def transferring(ref: Ref) -> Iterator[tuple[Transfer, PrefectFuture[str | None]
         sessions.close(ref)
 
 
-def move_all(opened: Transfer, task: Task[Any, Any], results: Path, proof: PrefectFuture[str | None]) -> int:
+def move_all(
+    opened: Transfer, task: Task[Any, Any], results: Path, proof: PrefectFuture[str | None], *, max_task_runs: int = MAX_TASK_RUNS
+) -> int:
     """Moves every part of a transfer by mapped runs of `task`; returns how many parts were there from an earlier run.
 
     Parts that an earlier run left, proven by reading, go first: Prefect knows most of them as `Cached`. All others run with
@@ -62,9 +64,9 @@ def move_all(opened: Transfer, task: Task[Any, Any], results: Path, proof: Prefe
     kept = [part for part in opened.session.parts if opened.session.claims(part)]
     kept_numbers = {part.number for part in kept}
     missing = [part for part in opened.session.parts if part.number not in kept_numbers]
-    most = max(1, -(-len(opened.session.parts) // MAX_TASK_RUNS))
+    most = max(1, -(-len(opened.session.parts) // max(1, max_task_runs)))
     meter = _Meter(opened)
-    cached = task.with_options(result_storage=results)
+    cached = task.with_options(result_storage=results, retries=opened.engine.policy.attempts - 1)
     _map(opened, cached, list(_groups(kept, most)), meter, proof)
     _map(opened, cached.with_options(refresh_cache=True), list(_groups(missing, most)), meter, proof)
     return len(kept)
@@ -73,7 +75,7 @@ def move_all(opened: Transfer, task: Task[Any, Any], results: Path, proof: Prefe
 def move_again(opened: Transfer, task: Task[Any, Any], results: Path, numbers: Sequence[int]) -> None:
     """Moves the parts with these numbers once more."""
     parts = [part for part in opened.session.parts if part.number in set(numbers)]
-    fresh = task.with_options(result_storage=results, refresh_cache=True)
+    fresh = task.with_options(result_storage=results, refresh_cache=True, retries=opened.engine.policy.attempts - 1)
     _map(opened, fresh, [[part] for part in parts], _Meter(opened), None)
 
 

@@ -1,17 +1,17 @@
 """A tuned Prefect server on this machine, started or found by ``python -m flows ...``.
 
-Prefect flows need a server. Prefect's own answer without one, the ephemeral server, costs 17 s of CPU on a fresh home and 8 s
-on a used one, for every run. Measured here (2 cores, Prefect 3.8.8, CPU seconds until ``/api/health`` answers):
+Prefect flows need a server. Prefect's own answer without one, the ephemeral server, starts again for every run. Measured here (2 cores
+shared with other work, Prefect 3.8.8, interleaved, medians of 3, CPU seconds of the server until ``/api/health`` answers):
 
-=============================================================  ========  =========
-variant                                                        new home  used home
-=============================================================  ========  =========
-as Prefect starts it, no ``.pyc`` files (uv, many containers)  16.1      8.5
-the same with ``.pyc`` files                                   13.2      4.2
-this module                                                    3.3       3.2
-=============================================================  ========  =========
+===========================================================  ========  =========
+variant                                                      new home  used home
+===========================================================  ========  =========
+as Prefect starts it, no ``.pyc`` files (many containers)    14.7      10.0
+the same with ``.pyc`` files                                 12.1      5.3
+this module (8.1 while it compiles its bytecode, once)       3.6       3.4
+===========================================================  ========  =========
 
-What brings it down, in order of effect: the schema comes from a file instead of 113 migrations (-8.2 s, once), bytecode is kept
+What brings it down, in order of effect: the schema comes from a file instead of 113 migrations (-8 s, once), bytecode is kept
 in a directory of ours where the installation has none (-4 s), block types are not registered (-1 s, once), the garbage collector rests
 while Prefect is imported (-0.3 s). The rest, 2.7 s, is the import of Prefect's models. A server that already runs costs 0.
 
@@ -25,7 +25,6 @@ Importing this module does not import Prefect. Linux and macOS (``flock``).
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import dataclasses
 import fcntl
@@ -33,14 +32,11 @@ import gc
 import importlib.util
 import json
 import os
-import secrets
 import signal
 import socket
 import sqlite3
-import ssl
 import subprocess
 import sys
-import tempfile
 import time
 import tomllib
 import urllib.error
@@ -50,13 +46,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
 
 if TYPE_CHECKING:
+    import argparse
+
     import uvicorn
 
 Say = Callable[[str], None]
 """Receives one line for the user."""
 
 START_TIMEOUT_S: Final = 120.0  # 30x the measured start: a machine under heavy load is slow, not broken
-IDLE_EXIT_S: Final = 600.0  # an idle server burns 3 % of a core (measured): ten minutes cost 18 s of CPU
+IDLE_EXIT_S: Final = 600.0  # an idle server burns 2 % of a core (measured): ten minutes cost 12 s of CPU, three starts
 _POLL_S: Final = 0.05
 _STOP_S: Final = 15.0  # the server's own grace for open connections is 3 s
 _HEALTH_S: Final = 10.0  # a server that digests a burst of task runs answers late
@@ -74,8 +72,8 @@ _TUNED: Final = {
     "PREFECT__SERVER_FINAL": "1",  # one app in this process: Prefect skips copying its routes
 }
 
-# Services for deployments, schedules, workers and automations. A flow that is called directly uses none of them, and off they
-# take two thirds of the idle CPU away (0.09 -> 0.03 s each second). The recorder, the event persister and the vacuum of old events stay.
+# Services for deployments, schedules, workers and automations. A flow that is called directly uses none of them; without them the
+# first seconds of an idle server cost a third (0.09 -> 0.03 s of CPU each second). Recorder, event persister and vacuum stay.
 _DEPLOYMENT_SERVICES: Final = (
     "CANCELLATION_CLEANUP",
     "CLEANUP_RECONCILER",
@@ -98,7 +96,7 @@ class ServerOptions:
 
     Attributes:
         services: Run the services behind deployments: scheduler, late runs, automations, and register the block types.
-        ui: Serve Prefect's web pages (copied once, 20 MB).
+        ui: Serve Prefect's web pages (copied once).
         idle_exit_s: Stop after this many seconds without any connection, 0 means never; by default 600, and never with `services`,
             because a schedule needs a server when nobody is connected.
     """
@@ -397,6 +395,8 @@ def _configured_url(environ: Mapping[str, str]) -> tuple[str | None, str]:
 
 def _answers(url: str) -> bool:
     """Whether a server is there. Prefect Cloud answers 401 without its key and a private authority fails our TLS check: both are there."""
+    import ssl
+
     try:
         with urllib.request.urlopen(f"{url.rstrip('/')}/health", timeout=_HEALTH_S):  # noqa: S310 - the user's own setting
             return True
@@ -593,6 +593,8 @@ def _say_to_stderr(line: str) -> None:
 
 def _serve(room: _Room, options: ServerOptions, lock_fd: int) -> int:
     """Runs Prefect's server until it is told to stop or nobody needs it."""
+    import secrets
+
     os.umask(0o077)
     os.set_inheritable(lock_fd, False)  # noqa: FBT003 - a child of the server must not hold the lock in its place
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # uvicorn stops in order, then raises it again: an end, not a crash
@@ -715,6 +717,8 @@ def schema_script() -> str:
     SQLAlchemy's ``create_all`` is no short cut: with 3.8.8 it fails ("index ix_artifact__key already exists") and would lack tables
     that only migrations make. The order of a table's constraints differs from run to run (Alembic keeps them in a set).
     """
+    import tempfile
+
     with tempfile.TemporaryDirectory() as directory:
         database = Path(directory) / "prefect.db"
         environment = _process_environment(default_home()) | {
@@ -759,6 +763,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
+    import argparse
+
     parser = argparse.ArgumentParser(prog="python -m flows.local_server", description="The Prefect server of this machine.")
     parser.add_argument("command", choices=["start", "stop", "status", "env", "schema", "serve"], metavar="start|stop|status|env")
     parser.add_argument("--home", type=Path, default=default_home(), help="Score's data directory (default: %(default)s)")

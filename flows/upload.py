@@ -9,7 +9,7 @@ from typing import Any
 
 from prefect import flow
 
-from flows.driving import PART_THREADS, forget_results, move_all, report_of, threads, transferring
+from flows.driving import MAX_TASK_RUNS, PART_THREADS, forget_results, move_all, report_of, threads, transferring
 from flows.results import results_folder
 from score_core.model import TransferReport
 from score_core.operations import UploadItem
@@ -20,7 +20,15 @@ from tasks.sessions import Ref
 
 
 @flow(name="upload", flow_run_name="upload {object_id}", task_runner=threads(PART_THREADS))
-def upload(path: str, object_id: str, md5: str | None = None, *, force: bool = False, store: str | None = None) -> dict[str, Any]:
+def upload(  # a flow's parameters are the fields of its form in the UI
+    path: str,
+    object_id: str,
+    md5: str | None = None,
+    *,
+    force: bool = False,
+    store: str | None = None,
+    max_task_runs: int = MAX_TASK_RUNS,
+) -> dict[str, Any]:
     """Uploads a file in parts, each a task run that Prefect retries and caches for resume; publishes it only if its MD5 is right.
 
     Args:
@@ -29,6 +37,7 @@ def upload(path: str, object_id: str, md5: str | None = None, *, force: bool = F
         md5: what the file promises to be, in hex or base64; computed first if not given.
         force: replaces an object that exists, or another file's unfinished upload.
         store: `s3://...` or `file:///...`; by default what the settings of the machine say. Credentials come from its environment.
+        max_task_runs: a file of more parts than this gets a task run per group of consecutive parts.
 
     Returns:
         The fields of `score_core.model.TransferReport`.
@@ -37,13 +46,13 @@ def upload(path: str, object_id: str, md5: str | None = None, *, force: bool = F
     planned = plan_upload(store, UploadItem.of(object_id, Path(path), md5), force=force)
     if isinstance(planned, TransferReport):
         return dataclasses.asdict(planned)
-    return dataclasses.asdict(_run(planned, began))
+    return dataclasses.asdict(_run(planned, began, max_task_runs))
 
 
-def _run(ref: Ref, began: float) -> TransferReport:
+def _run(ref: Ref, began: float, max_task_runs: int) -> TransferReport:
     results = results_folder()
     with transferring(ref) as (opened, proof):
-        kept = move_all(opened, upload_part, results, proof)
+        kept = move_all(opened, upload_part, results, proof, max_task_runs=max_task_runs)
         md5 = proof.result()
         finalise_upload(ref)
         report = report_of(opened, "uploaded", began, md5=md5, validation="both", parts_kept=kept)

@@ -1,9 +1,9 @@
 """Digests of bytes as they pass.
 
-Two digests, two jobs. **MD5** is the field's: what manifests promise, stores check and receipts name. **XXH3-128**, the *tag*, is ours and
-costs nothing beside it (over 10 GB/s against 0.7): it recognises bytes that this machine has seen before. It ties the reader that hashes a
-whole file to the readers that send its parts, and finds damaged ranges of a half-finished download without an MD5 pass. A tag never replaces
-an MD5 that somebody promised.
+Two digests, two jobs. **MD5** is the field's: what manifests promise, stores check and receipts name. **XXH3-128**, the *tag*, is ours
+and costs nothing beside it (over 10 GB/s against 0.7): it recognises bytes that this machine has seen before. It ties the reader that
+hashes a whole file to the readers that send its parts, and finds damaged ranges of a half-finished download without an MD5 pass. A tag
+never replaces an MD5 that somebody promised.
 """
 
 from __future__ import annotations

@@ -32,33 +32,50 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
 if TYPE_CHECKING:
     from score_core.model import TransferReport
 
-_URL_QUERY: Final = re.compile(r"(\b[a-z][a-z0-9+.-]*://[^\s?#\"'<>]*)\?[^\s\"'<>]*", re.IGNORECASE)
-_URL_PATH_QUERY: Final = re.compile(r"(/[^\s?\"'<>]*)\?[^\s\"'<>]*(?:signature|token|credential|sig)=[^\s\"'<>]*", re.IGNORECASE)
-_URL_USER: Final = re.compile(r"(\b[a-z][a-z0-9+.-]*://)[^\s/@\"'<>]+@", re.IGNORECASE)
-_BEARER: Final = re.compile(r"\b(bearer|basic)\s+[A-Za-z0-9._~+/=-]{4,}", re.IGNORECASE)
-_NAMED_SECRET: Final = re.compile(
-    r"\b((?:x-amz-)?(?:signature|security-token|credential)|access[_-]?token|secret[_-]?(?:access[_-]?)?key|password)(\s*[=:]\s*)[^\s&,;\"'<>]+",
-    re.IGNORECASE,
+# Only a blank or a quote ends a secret here: other white space and control characters inside one are how it would slip through.
+_URL: Final = re.compile(r"\b[a-z][a-z0-9+.-]{0,30}://[^ \"'<>]*", re.IGNORECASE)
+_QUERY: Final = re.compile(r"\?[^ \"'<>]+")
+_SECRET_FIELD: Final = re.compile(r"(?:signature|token|credential|secret|password|\bsig)=", re.IGNORECASE)
+_BEARER: Final = re.compile(r"\b(bearer|basic)[ \t\r\n]+[^ \t\"'<>,;]{4,}", re.IGNORECASE)
+_NAME: Final = r"(?:signature|token|credential|secret|password|(?:access|secret|api)[_-]?key)"
+_ASSIGNED: Final = re.compile(_NAME + r"[\"']?\s*=\s*[\"']?|\bsig=", re.IGNORECASE)  # in environments, queries, INI files; any prefix
+_FIELD: Final = re.compile(_NAME + r"[\"']\s*:\s*[\"']?", re.IGNORECASE)  # in JSON
+_HEADER: Final = re.compile(
+    r"\b(?:x-amz-(?:security-token|signature|credential)|access[_-]?token|secret[_-]?(?:access[_-]?)?key|password)\s*:\s*", re.IGNORECASE
 )
-_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u200b-\u200f\u202a-\u202e\u2066-\u2069]")
+_NAMED_SECRET: Final = re.compile(f"({_ASSIGNED.pattern}|{_FIELD.pattern}|{_HEADER.pattern})[^ &,;\"'<>]+", re.IGNORECASE)
+_HIDDEN: Final = "<redacted>"
 
 
 def redact(text: str) -> str:
-    """The text without URL queries, URL passwords, bearer tokens and named secrets, with control characters escaped.
+    """The text without URL queries, URL passwords, bearer tokens and named secrets, as one line without control characters.
 
-    Escaping covers terminal sequences, log forging by line breaks and bidirectional overrides in names that servers send.
+    Escaping covers terminal sequences, log forging by line breaks and bidirectional overrides in names that servers send. Redacting
+    twice changes nothing more. Takes time in proportion to the text, whoever wrote it.
     """
-    text = _URL_QUERY.sub(r"\1?<redacted>", text)
-    text = _URL_PATH_QUERY.sub(r"\1?<redacted>", text)
-    text = _URL_USER.sub(r"\1<redacted>@", text)
-    text = _BEARER.sub(r"\1 <redacted>", text)
-    text = _NAMED_SECRET.sub(r"\1\2<redacted>", text)
-    return _CONTROL.sub(lambda match: match.group().encode("unicode_escape").decode("ascii"), text)
+    text = _URL.sub(_without_secrets, text)
+    text = _QUERY.sub(lambda query: f"?{_HIDDEN}" if _SECRET_FIELD.search(query[0]) else query[0], text)
+    text = _BEARER.sub(rf"\1 {_HIDDEN}", text)
+    text = _NAMED_SECRET.sub(rf"\1{_HIDDEN}", text)
+    return text if text.isprintable() else "".join(map(_printable, text))
+
+
+def _without_secrets(url: re.Match[str]) -> str:
+    scheme, _, rest = url[0].partition("://")
+    place, mark, query = re.split(r"([?#])", rest, maxsplit=1) if re.search(r"[?#]", rest) else (rest, "", "")
+    authority, slash, path = place.partition("/")
+    user, _, host = authority.rpartition("@")
+    shown = f"{_HIDDEN}@{host}" if user else authority
+    return f"{scheme}://{shown}{slash}{path}{mark}{_HIDDEN if query else ''}"
+
+
+def _printable(letter: str) -> str:
+    return letter if letter.isprintable() else letter.encode("unicode_escape").decode("ascii")
 
 
 class ScoreError(Exception):
@@ -76,6 +93,17 @@ class ScoreError(Exception):
         """This error with `place` (such as "part 17 of object ...") in front of its message; for `raise error.at(...)`."""
         self.args = (f"{redact(place)}: {self}",)
         return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Errors travel between processes (Prefect, pools): the built message and the facts, not the constructor's arguments."""
+        return _revived, (type(self), str(self), vars(self))
+
+
+def _revived(kind: type[ScoreError], message: str, facts: dict[str, Any]) -> ScoreError:
+    error = kind.__new__(kind)
+    error.args = (message,)
+    vars(error).update(facts)
+    return error
 
 
 class ConfigurationError(ScoreError, ValueError):

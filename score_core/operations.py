@@ -21,7 +21,7 @@ from score_core.model import ObjectSpec, Part, TransferReport, Validation
 from score_core.repository.layout import check_object_id
 from score_core.transfer.download import Span
 from score_core.transfer.engine import Engine
-from score_core.transfer.files import SourceFile, explained, safe_target
+from score_core.transfer.files import SourceFile, explained, safe_folder, safe_target
 from score_core.transfer.stop import Stop
 
 _log = logging.getLogger(__name__)
@@ -130,7 +130,7 @@ def target_of(item: DownloadItem, spec: ObjectSpec, options: DownloadOptions) ->
     if options.layout == "bundle":
         if item.analysis_id is None:
             raise LocalFileError(f"The bundle layout needs the analysis of object {spec.object_id}, which is not known; use another layout")
-        folder = safe_target(folder, item.analysis_id) if not (folder / item.analysis_id).is_dir() else folder / item.analysis_id
+        folder = safe_folder(folder, item.analysis_id)
         target = safe_target(folder, name)
     with explained("make the folder", folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -260,6 +260,6 @@ def _one_of_many(item: Item, one: Callable[[Item], TransferReport], describe: Ca
         return one(item)
     except ScoreError as error:
         return failed(object_id, path, error)
-    except Exception as error:  # the edge of one file: a fault of ours in one must not lose the others
+    except Exception as error:  # noqa: BLE001  # the edge of one file: a fault of ours in one must not lose the others
         _log.exception("Unexpected failure of object %s", object_id)
         return failed(object_id, path, ScoreError(f"Unexpected failure ({type(error).__name__}); the log has the details"))

@@ -66,10 +66,11 @@ def _open_store(settings: Settings) -> MultipartStore:
 
         return LocalStore(folder, base_url=settings.serve_url)
     assert settings.store is not None
-    part_size_bytes = settings.transfer.part_size_bytes
+    store, part_size_bytes = open_store(settings.store), settings.transfer.part_size_bytes
     if urlsplit(settings.store).scheme == "s3" and part_size_bytes < S3_MIN_PART_SIZE_BYTES:
+        store.close()
         raise ConfigurationError(f"part_size_bytes must be at least {S3_MIN_PART_SIZE_BYTES} for an S3 store, got {part_size_bytes}")
-    return open_store(settings.store)
+    return store
 
 
 @contextmanager

@@ -15,8 +15,6 @@ from prefect.context import TaskRunContext
 from score_core.transfer.policy import RetryPolicy
 from tasks.sessions import Ref
 
-_POLICY: Final = RetryPolicy()
-
 
 def retryable(_task: Task[Any, Any], run: TaskRun, state: State[Any]) -> bool:
     """Whether Prefect may try again: asks the direct engine's policy. A plain function: Prefect takes any other callable for "no"."""
@@ -24,7 +22,8 @@ def retryable(_task: Task[Any, Any], run: TaskRun, state: State[Any]) -> bool:
         error = state.result(raise_on_failure=False)
     except Exception:  # noqa: BLE001  # no result, no reason to repeat
         return False
-    return isinstance(error, Exception) and _POLICY.pause_s(error, run.run_count) is not None
+    policy = RetryPolicy(attempts=1 + (run.empirical_policy.retries or 0))
+    return isinstance(error, Exception) and policy.pause_s(error, run.run_count) is not None
 
 
 def part_key(context: TaskRunContext, parameters: dict[str, Any]) -> str:
@@ -50,10 +49,8 @@ PART_OPTIONS: Final[dict[str, Any]] = {
     "persist_result": True,
     "result_serializer": "json",
     "cache_result_in_memory": False,  # Prefect's in-memory cache is unlocked and shared by threads
-    "retries": _POLICY.attempts - 1,
-    # A list, because `exponential_backoff` has no cap; the pause holds a worker thread, so it stays short.
-    "retry_delay_seconds": [min(_POLICY.cap_s, _POLICY.base_s * 2**attempt) for attempt in range(_POLICY.attempts - 1)],
-    "retry_jitter_factor": 0.5,
+    "retries": RetryPolicy().attempts - 1,  # the settings of the machine may say otherwise: `flows.driving`
+    "retry_delay_seconds": 0,  # `Transfer.move` makes the policy's pause itself, because nothing interrupts Prefect's sleep
     "retry_condition_fn": retryable,
     "log_prints": False,
 }

@@ -7,13 +7,13 @@ here. A part task therefore runs in the process of its flow (`ThreadPoolTaskRunn
 from __future__ import annotations
 
 import atexit
-import functools
 import threading
-from contextlib import ExitStack, suppress
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Final
 
-from score_core.errors import ConfigurationError, ScoreError, TransientError
+from score_core.errors import ConfigurationError, Interrupted, ScoreError, TransientError
 from score_core.model import Part, PartReceipt
 from score_core.session import open_engine
 from score_core.settings import load
@@ -23,6 +23,8 @@ from score_core.transfer.policy import needs_new_url
 from score_core.transfer.stop import Stop
 from score_core.transfer.upload import SourceDigest, UploadSession
 from score_core.transfer.urls import Signer
+
+_GRACE_S: Final = 1.5  # how long running parts may take to notice a stop; they look between blocks
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ class Transfer:
     """An open transfer with what its parts need.
 
     `moved` counts bytes per part that went over the wire in this run, `cached` parts whose result Prefect had. `sign` is the repository's
-    own signer, below the `sign_urls` task.
+    own signer, below the `sign_urls` task. Thread-safe.
     """
 
     ref: Ref
@@ -52,34 +54,83 @@ class Transfer:
     moved: dict[int, int] = field(default_factory=dict)
     retries: int = 0
     cached: int = 0
+    _failures: dict[int, int] = field(default_factory=dict)
+    _pauses: dict[int, float] = field(default_factory=dict)
+    _moving: int = 0
+    _changed: threading.Condition = field(default_factory=threading.Condition)
 
     def move(self, part: Part) -> PartReceipt:
-        """One attempt at one part, as the direct engine makes it; a failed one leaves a hint for the next."""
-        try:
-            with self.throttle.slot(self.stop):
-                receipt = self.session.attempt(part, transport=self.engine.transport, stop=self.stop)
-        except ScoreError as error:
-            self.retries += 1
-            if needs_new_url(error):
-                self.session.urls.forget()
-            elif isinstance(error, TransientError) and error.busy:
-                self.throttle.went_badly(error.retry_after_s or 0.0)
-            raise
+        """One attempt at one part, as the direct engine makes it.
+
+        A failed one leaves the pause for the next, which is made here and not by Prefect: Prefect's sleep hears of no stop.
+        """
+        with self._counted():
+            self.stop.wait(self._pauses.pop(part.number, 0.0))
+            try:
+                with self.throttle.slot(self.stop):
+                    receipt = self.session.attempt(part, transport=self.engine.transport, stop=self.stop)
+            except ScoreError as error:
+                self._prepare_next(part, error)
+                raise
         self.throttle.went_well()
         self.moved[part.number] = receipt.moved
         return receipt
 
+    def _prepare_next(self, part: Part, error: ScoreError) -> None:
+        tries = self._failures[part.number] = self._failures.get(part.number, 0) + 1
+        pause = self.engine.policy.pause_s(error, tries)
+        if pause is None:
+            if not isinstance(error, Interrupted):
+                error.at(f"Part {part.number} of object {self.ref.object_id}" + (f" after {tries} tries" if tries > 1 else ""))
+            return
+        self._pauses[part.number] = pause
+        with self._changed:
+            self.retries += 1
+        if needs_new_url(error):
+            self.session.urls.forget()
+        elif isinstance(error, TransientError) and error.busy:
+            self.throttle.went_badly(pause if error.retry_after_s is not None else 0.0)
+
+    @contextmanager
+    def _counted(self) -> Iterator[None]:
+        with self._changed:
+            self._moving += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._moving -= 1
+                self._changed.notify_all()
+
+    def close(self) -> None:
+        """Stops the parts and closes the files, unless a part is stuck in them: then they are left to the end of the process."""
+        self.stop.set()
+        with self._changed:
+            idle = self._changed.wait_for(lambda: self._moving == 0, _GRACE_S)
+        if idle:
+            with suppress(OSError):
+                self.session.close()
+
 
 _open: Final[dict[str, Transfer]] = {}
+_engines: Final[dict[str | None, Engine]] = {}
+_closing: Final = ExitStack()
 _lock: Final = threading.Lock()
-_engines: Final = ExitStack()
-atexit.register(_engines.close)
+atexit.register(_closing.close)
 
 
-@functools.cache
 def engine(store: str | None) -> Engine:
     """What transfers with a store run with in this process; None means where the settings say. Open until the process ends."""
-    return _engines.enter_context(open_engine(load({"store": store})))
+    with _lock:
+        if store not in _engines:
+            _engines[store] = _closing.enter_context(open_engine(load({"store": store})))
+        return _engines[store]
+
+
+def use_engine(store: str | None, engine: Engine) -> None:
+    """Has transfers with `store` run with an engine of the caller, who closes it: for programs with settings of their own, and tests."""
+    with _lock:
+        _engines[store] = engine
 
 
 def add(session: Download | UploadSession, engine: Engine, path: str) -> Ref:
@@ -112,6 +163,4 @@ def close(ref: Ref) -> None:
     with _lock:
         transfer = _open.pop(ref.key, None)
     if transfer is not None:
-        transfer.stop.set()
-        with suppress(OSError):
-            transfer.session.close()
+        transfer.close()

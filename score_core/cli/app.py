@@ -177,11 +177,22 @@ class _Run:
 
     def _usage(self, error: Exception) -> str:
         """cyclopts' message as one line, without the values behind `=`: one of them may be a secret that was given as an option."""
+        import difflib
+
+        from cyclopts import UnknownCommandError, UnusedCliTokensError
+
         from score_core.errors import redact
 
-        known = self._argv[0] if self._argv and self._argv[0] in COMMANDS else ""
-        text = " ".join(_without_values(str(error)).split())
-        return f"{redact(text).rstrip('.')}; see `score {known + ' ' if known else ''}--help`"
+        known = next((token for token in self._argv if token in COMMANDS), None)
+        if isinstance(error, UnknownCommandError) and known is None:
+            wrong = str((error.unused_tokens or ["?"])[0])
+            near = difflib.get_close_matches(wrong, COMMANDS, n=1)
+            hint = f"; did you mean {near[0]}?" if near else "."
+            return redact(f"There is no command {wrong[:80]!r}{hint} See `score --help`")
+        if isinstance(error, UnusedCliTokensError):
+            return redact(f"Unexpected argument {(error.unused_tokens or ['?'])[0][:80]!r}. See `score {known or ''} --help`")
+        text = " ".join(_without_values(str(error)).split()).replace(". Did you mean", "; did you mean")
+        return f"{redact(text)} See `score {known + ' ' if known else ''}--help`"
 
     def _show(self, result: Result | None) -> int:
         from score_core.cli.output import show

@@ -16,7 +16,7 @@ app = App(name="config", help="Show the configuration.", version_flags=())
 @app.command
 def show(
     *,
-    origin: Annotated[bool, Parameter(negative=(), help="Say where each setting comes from.")] = False,
+    origin: Annotated[bool, Parameter(negative=(), show_default=False, help="Say where each setting comes from.")] = False,
     context: Injected,
 ) -> Result:
     """Show every setting that is in force; secrets are masked.

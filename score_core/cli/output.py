@@ -43,10 +43,10 @@ def show(result: Result, *, command: str, as_json: bool, workflow_codes: bool) -
         for line in result.data:
             print(line)
     sys.stdout.flush()  # a closed pipe shows here, where it is caught, and not at the interpreter's end
-    if result.error is not None:
-        say(f"error: {result.error}")
     for line in result.talk:
         say(line)
+    if result.error is not None:
+        say(f"error: {result.error}")
     return code
 
 
@@ -67,7 +67,7 @@ def of_reports(reports: Sequence[TransferReport], seconds: float, *, error: str 
         talk.append(_closing(reports, failed, seconds))
         talk += [f"  failed: object {report.object_id}, {_name(report)} (code {report.exit_code}): {report.error}" for report in failed]
     if error is None and failed:
-        error = failed[0].error if len(reports) == 1 else f"{len(failed)} of {len(reports)} files failed; run the same command again for these"
+        error = failed[0].error if len(reports) == 1 else f"{len(failed)} of {len(reports)} files failed; the others are done"
     return Result({"files": [_row(report) for report in reports], "totals": _totals(reports, seconds)}, (), talk, error, code)
 
 

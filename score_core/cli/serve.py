@@ -16,7 +16,7 @@ def serve(
     *,
     host: Annotated[str, Parameter(help="The address to listen on.")] = "127.0.0.1",
     port: Annotated[int, Parameter(help="The port; 0 takes a free one.")] = 0,
-    allow_public: Annotated[bool, Parameter(negative=(), help="Allow an address that other machines reach.")] = False,
+    allow_public: Annotated[bool, Parameter(negative=(), show_default=False, help="Allow an address that other machines reach.")] = False,
     context: Injected,
 ) -> Result:
     """Answer signed addresses into the local store until stopped; prints where it listens.

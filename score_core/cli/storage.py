@@ -20,7 +20,7 @@ from score_core.session import open_repository
 
 def list_(
     *,
-    uploads: Annotated[bool, Parameter(negative=(), help="List unfinished uploads instead of objects.")] = False,
+    uploads: Annotated[bool, Parameter(negative=(), show_default=False, help="List unfinished uploads instead of objects.")] = False,
     context: Injected,
 ) -> Result:
     """List what is stored: object id, bytes, time, separated by tabs.
@@ -38,7 +38,7 @@ def list_(
     return Result(
         {"store": where, "uploads" if uploads else "objects": rows},
         data=["\t".join(_cell(name, value) for name, value in row.items()) for row in rows],
-        talk=[f"{len(rows)} {'unfinished uploads' if uploads else 'objects'} in {where}"],
+        talk=[f"{where}: {'unfinished uploads' if uploads else 'objects'}: {len(rows)}"],
     )
 
 
@@ -67,7 +67,7 @@ def abort(
 
 def info(
     *,
-    verbose: Annotated[bool, Parameter(negative=(), help="All settings, each with where it comes from.")] = False,
+    verbose: Annotated[bool, Parameter(negative=(), show_default=False, help="All settings, each with where it comes from.")] = False,
     context: Injected,
 ) -> Result:
     """Show the settings that matter; never a token.

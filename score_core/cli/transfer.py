@@ -26,9 +26,9 @@ _TO_THE_END: Final = -1  # the Java client's default for --length
 
 ObjectIds = Annotated[
     list[str] | None,
-    Parameter(name="--object-id", consume_multiple=True, negative=(), help="Ids of objects, separated by spaces or commas."),
+    Parameter(name="--object-id", consume_multiple=True, negative=(), show_default=False, help="Ids of objects, separated by spaces or commas."),
 ]
-Force = Annotated[bool, Parameter(negative=(), help="Replace what is there, once the new one is proven good.")]
+Force = Annotated[bool, Parameter(negative=(), show_default=False, help="Replace what is there, once the new one is proven good.")]
 
 
 def upload(
@@ -42,8 +42,9 @@ def upload(
 ) -> Result:
     """Upload one file, or all files of a manifest.
 
-    An object is published only if its bytes have the promised MD5. Run the same command again after an interruption: parts that are stored are
-    not sent again.
+    An object is published only if its bytes have the promised MD5. Run the
+    same command again after an interruption: parts that are stored are not
+    sent again.
 
     Example: score upload --file a.bam --object-id 5e0a7a2c-6d3e-5b0f-9c55-0d6a4f0e7b11 --md5 6dc47e886b9f2ecef870af88da3ebdd6
 
@@ -90,8 +91,9 @@ def download(
 ) -> Result:
     """Download objects into a folder.
 
-    A file gets its name only once its MD5 is proven. Run the same command again after an interruption: what has arrived is not fetched
-    again, and a file that is there already and good is not touched.
+    A file gets its name only once its MD5 is proven. Run the same command again
+    after an interruption: what has arrived is not fetched again, and a file
+    that is there already and good is not touched.
 
     Example: score download --object-id 5e0a7a2c-6d3e-5b0f-9c55-0d6a4f0e7b11 --output-dir data
 

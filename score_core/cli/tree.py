@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any
 
-from cyclopts import App, Parameter
-from cyclopts.help import PlainFormatter
+from cyclopts import App, Group, Parameter
 
 from score_core import __version__
 from score_core.cli.context import GlobalOptions
 
+_EVERYWHERE = Group("Options of every command", sort_key=1)
 Dispatch = Callable[[App, tuple[str, ...], GlobalOptions], Any]
 
 
@@ -20,16 +20,14 @@ def build(commands: Mapping[str, str], dispatch: Dispatch) -> App:
     Global options are taken off the command line wherever they stand; `dispatch` gets them and the other tokens.
     """
     app = App(
-        name="score", help_format="plaintext", help_formatter=PlainFormatter(), version=f"Score for Python\n  Version: {__version__}"
+        name="score", help_format="plaintext", help_formatter="plain", version=f"Score for Python\n  Version: {__version__}"
     )
     for name, where in commands.items():
         app.command(where, name=name)
-    app.meta.group_parameters = "Options of every command"
-
     @app.meta.default
     def launch(
         *tokens: Annotated[str, Parameter(show=False, allow_leading_hyphen=True)],
-        options: Annotated[GlobalOptions, Parameter(name="*")] = GlobalOptions(),  # noqa: B008  # frozen
+        options: Annotated[GlobalOptions, Parameter(name="*", group=_EVERYWHERE, show_default=False)] = GlobalOptions(),  # noqa: B008  # frozen
     ) -> Any:
         return dispatch(app, tokens, options)
 

@@ -20,8 +20,8 @@ _EMPTY_UPLOAD_ID = "empty"  # an empty object has no parts, and S3 completes no 
 class DirectRepository:
     """`Repository` over a bucket in Score's layout.
 
-    `part_size_bytes` is the smallest part that it plans (Score's floor by default; stores may have floors of their own). Lifetimes are those of
-    the URLs that it signs: long enough to begin a part, short because a URL is a bearer secret (S3 looks at the clock when a request
+    `part_size_bytes` is the smallest part that it plans (Score's floor by default; stores may have floors of their own). Lifetimes are those
+    of the URLs that it signs: long enough to begin a part, short because a URL is a bearer secret (S3 looks at the clock when a request
     arrives, so a part that takes longer than that is fine).
     """
 

@@ -23,6 +23,7 @@ DATA: Final = "data/"
 UPLOADS: Final = "upload/"
 META: Final = ".meta"
 _SONG_NAMESPACE: Final = uuid.UUID("6ba7b812-9dad-11d1-80b4-00c04fd430c8")
+_DAMAGE: Final = (KeyError, TypeError, ValueError, OverflowError, RecursionError)  # what reading damaged JSON brings
 _UUID: Final = re.compile(r"[0-9a-fA-F]{1,8}-[0-9a-fA-F]{1,4}-[0-9a-fA-F]{1,4}-[0-9a-fA-F]{1,4}-[0-9a-fA-F]{1,12}")
 
 
@@ -34,7 +35,7 @@ def check_object_id(text: str) -> str:
     """
     if _UUID.fullmatch(text) is None:
         raise ConfigurationError(
-            f"{text[:80]!r} is not an object id: an id is a UUID such as 3f6c1c8e-2b1d-5a57-9a55-0d6f0f5b2c11, as Song gives it to each file"
+            f"{text[:80]!r} is not an object id: an id is a UUID such as 3f6c1c8e-2b1d-5a57-9a55-0d6f0f5b2c11, which Song gives to each file"
         )
     return text
 
@@ -78,7 +79,7 @@ def read_record(key: str) -> StoredPart | None:
     try:
         record = json.loads(text)
         return StoredPart(number=int(record["partNumber"]), md5=str(record["md5"]), etag=str(record["etag"]))
-    except (ValueError, KeyError, TypeError):
+    except _DAMAGE:
         return None
 
 
@@ -133,22 +134,25 @@ def read_spec(data: bytes, object_id: str) -> ObjectSpec:
         object_id=object_id,
         size=fields["objectSize"],
         parts=_parts(fields),
-        md5=parse_md5(fields.get("objectMd5") or ""),
+        md5=_md5(fields.get("objectMd5")),
         sealed=fields.get("sealed") is True,
-        file_name=fields.get("fileName"),
+        file_name=_text(fields.get("fileName")),
     )
 
 
 def read_upload(data: bytes, object_id: str) -> Upload:
     """The `.meta` of an upload in progress. Raises `ServiceError` as `read_spec` does."""
     fields = _fields(data, object_id)
+    upload_id = _text(fields.get("uploadId"))
+    if not upload_id:
+        raise ServiceError(f"The stored state of an upload of object {object_id} names no upload; ask the operator of the store")
     return Upload(
         object_id=object_id,
-        upload_id=str(fields["uploadId"]),
+        upload_id=upload_id,
         size=fields["objectSize"],
         parts=_parts(fields),
-        md5=parse_md5(fields.get("objectMd5") or ""),
-        file_name=fields.get("fileName"),
+        md5=_md5(fields.get("objectMd5")),
+        file_name=_text(fields.get("fileName")),
     )
 
 
@@ -157,7 +161,7 @@ def _fields(data: bytes, object_id: str) -> dict[str, Any]:
         fields = json.loads(data)
         size, parts = fields["objectSize"], fields["parts"]
         named = fields["objectId"]
-    except (ValueError, KeyError, TypeError):
+    except _DAMAGE:
         raise ServiceError(f"The stored specification of object {object_id} is damaged; ask the operator of the store") from None
     if named != object_id or not isinstance(size, int) or not isinstance(parts, list):
         raise ServiceError(f"The stored specification of object {object_id} is about something else; ask the operator of the store")
@@ -171,15 +175,23 @@ def _parts(fields: dict[str, Any]) -> tuple[Part, ...]:
                 number=int(part["partNumber"]),
                 offset=int(part["offset"]),
                 size=int(part["partSize"]),
-                md5=parse_md5(part.get("sourceMd5") or ""),
+                md5=_md5(part.get("sourceMd5")),
             )
             for part in sorted(fields["parts"], key=lambda part: part["partNumber"])
         )
-    except (KeyError, TypeError, ValueError):
+    except _DAMAGE:
         raise ServiceError(f"The stored parts of object {fields['objectId']} are damaged; ask the operator of the store") from None
     if not tiles(parts, int(fields["objectSize"])):
         raise ServiceError(f"The stored parts of object {fields['objectId']} do not make up its {fields['objectSize']} bytes")
     return parts
+
+
+def _md5(value: object) -> str | None:
+    return parse_md5(value) if isinstance(value, str) else None
+
+
+def _text(value: object) -> str | None:
+    return value if isinstance(value, str) else None
 
 
 def tiles(parts: tuple[Part, ...], size: int) -> bool:

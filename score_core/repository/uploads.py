@@ -1,4 +1,4 @@
-"""The state of uploads in progress, kept in the bucket so that any process, host or Java server can go on with it (protocol section 5.3)."""
+"""The state of uploads in progress, kept in the bucket: any process, host or Java server can go on with it (protocol section 5.3)."""
 
 from __future__ import annotations
 

@@ -200,7 +200,7 @@ class LocalStore:
         """What this store's URLs begin with; starts the byte server if there is none."""
         if self._base_url is not None:
             return self._base_url
-        from score_core.server.bytes import ByteServer  # 30 ms that a store with a given `base_url` does not need
+        from score_core.server.bytes import ByteServer  # time that a store with a given `base_url` need not spend
 
         with self._lock:
             if self._server is None:

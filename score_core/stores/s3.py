@@ -106,8 +106,8 @@ class S3Store:
         with self._border("open"):
             self._session = session or boto3.Session()
             self._region = region or self._session.region_name or _DEFAULT_REGION
-            # Few S3-compatible stores have a host name per bucket, and AWS's certificate does not cover names with dots. Otherwise "virtual":
-            # "auto" presigns for bucket.s3.amazonaws.com, which redirects to the bucket's region, and redirects are refused by transports.
+            # Few S3-compatible stores have a host name per bucket, and AWS's certificate does not cover names with dots. Else "virtual":
+            # "auto" presigns for bucket.s3.amazonaws.com, which redirects to the bucket's region, and transports refuse redirects.
             as_path = endpoint is not None or "." in bucket
             config = _config(as_path=as_path, retries=retries, connect_timeout_s=connect_timeout_s)
             self._client: S3Client = self._session.client("s3", endpoint_url=endpoint, region_name=self._region, config=config)
@@ -172,10 +172,23 @@ class S3Store:
         return self._presign("PUT", key, {"partNumber": str(part.number), "uploadId": upload_id}, headers, lifetime_s)
 
     def list_parts(self, key: str, upload_id: str) -> Iterator[ListedPart]:
+        newest: tuple[float, ListedPart] | None = None  # SeaweedFS 4.48 lists every version of a part that was sent more than once
+        for row in self._part_rows(key, upload_id):
+            if newest and newest[1].number != row[1].number:
+                yield newest[1]
+            elif newest and newest[0] > row[0]:
+                continue
+            newest = row
+        if newest:
+            yield newest[1]
+
+    def _part_rows(self, key: str, upload_id: str) -> Iterator[tuple[float, ListedPart]]:
+        """Parts as the store lists them, with their time."""
         pages = self._client.get_paginator("list_parts").paginate(Bucket=self._bucket, Key=self._full(key), UploadId=upload_id)
         for page in self._pages(pages, "list the parts of", key):
             for row in page.get("Parts", ()):
-                yield ListedPart(row["PartNumber"], row["Size"], _unquoted(row["ETag"]))
+                modified_at = row["LastModified"].timestamp() if "LastModified" in row else 0.0
+                yield modified_at, ListedPart(row["PartNumber"], row["Size"], _unquoted(row["ETag"]))
 
     def complete_multipart(self, key: str, upload_id: str, parts: Sequence[ListedPart]) -> None:
         self._check_parts(key, upload_id, parts)
@@ -193,9 +206,9 @@ class S3Store:
         numbers = [part.number for part in parts]
         if not parts or numbers != sorted(set(numbers)):
             raise Conflict(f"The parts of {key} must be given once each and in order; publish it from the list of stored parts", status=400)
-        held = {part.number: part.etag for part in self.list_parts(key, upload_id)}
+        held = {(part.number, part.etag) for _, part in self._part_rows(key, upload_id)}
         for part in parts:
-            if held.get(part.number) != part.etag:
+            if (part.number, part.etag) not in held:
                 raise Conflict(f"Part {part.number} of {key} is not stored with ETag {part.etag}; send that part again", status=400)
 
     def abort_multipart(self, key: str, upload_id: str) -> None:

@@ -439,7 +439,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._seen = _seen(self.command, self.path, self.headers.get("Range"))
         self.server.proxy.fault_for(self._seen).play(Exchange(self._seen, self))
 
-    do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = _serve  # noqa: N815  # the standard library's naming
+    do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = _serve  # the standard library's naming
 
     def receive(self, limit: int | None) -> bytes:
         if self._body is None:

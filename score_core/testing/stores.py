@@ -279,7 +279,7 @@ class ObjectStoreContract(_StoreSuite):
         before = time.time()
         first, second, other = (store.create_multipart(key) for key in ("data/a", "data/b", "else/c"))
         listed = list(store.list_multiparts("data/"))
-        assert [(row.key, row.upload_id) for row in listed] == [("data/a", first), ("data/b", second)]
+        assert {(row.key, row.upload_id) for row in listed} == {("data/a", first), ("data/b", second)}
         assert all(abs(row.started_at - before) < 60 for row in listed)
         store.complete_multipart("data/a", first, self.put_parts(store, "data/a", first, b"1"))
         store.abort_multipart("data/b", second)

@@ -19,7 +19,7 @@ from score_core.checksum import Buffer
 from score_core.errors import ChangedError, Conflict, LocalFileError, NoSpaceError
 
 BLOCK_BYTES: Final = 1 << 20  # hashing and reading cost half as much per byte in 1 MiB as in 64 KiB blocks
-_MAX_NAME_BYTES: Final = 255 - len(".part.journal")
+_MAX_NAME_BYTES: Final = 255 - len(".part.journal.unusable")  # the longest name that we make of it
 _NO_SPACE: Final = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -196,6 +196,8 @@ class PartFile:
         """Makes the bytes durable and gives the file its final name, replacing what has it, in one step."""
         with explained("write", self.target):
             os.fsync(self._fd)
+            if not _names(self.path, self._fd):
+                raise LocalFileError(f"{self.path} was removed or replaced while it was written; run the same command again")
             os.replace(self.path, self.target)
             _sync_folder(self.target.parent)
 
@@ -204,7 +206,10 @@ class PartFile:
         self.path.unlink(missing_ok=True)
 
     def close(self) -> None:
-        os.close(self._fd)
+        """Frees the lock; quiet when called twice."""
+        fd, self._fd = self._fd, -1
+        if fd != -1:
+            os.close(fd)
 
 
 def _names(path: Path, fd: int) -> bool:
@@ -217,9 +222,16 @@ def _names(path: Path, fd: int) -> bool:
 
 
 def _sync_folder(folder: Path) -> None:
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    """Makes a rename durable where folders can be synced: not on every FUSE or CIFS mount, and not in a folder that one may only write."""
+    try:
+        fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    except PermissionError:
+        return
     try:
         os.fsync(fd)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
+            raise
     finally:
         os.close(fd)
 
@@ -256,19 +268,39 @@ def check_space(target: Path, needed_bytes: int) -> None:
 
 
 def safe_target(folder: Path, name: str) -> Path:
-    """The path of `name` inside `folder`. The name may come from a server or a manifest and is not trusted.
+    """The path of the file `name` directly inside `folder`. The name may come from a server or a manifest and is not trusted.
 
     Raises:
         LocalFileError: the name could lead out of the folder, hide something, or cannot be a file name here.
     """
+    target = _inside(folder, name)
+    with explained("look at", target):
+        if target.exists() and not target.is_file():
+            raise LocalFileError(f"Cannot write {target}: it exists and is not a regular file")
+    return target
+
+
+def safe_folder(folder: Path, name: str) -> Path:
+    """The path of the folder `name` directly inside `folder`, which may be there already. For names as untrusted as in `safe_target`.
+
+    Raises:
+        LocalFileError: as `safe_target`, or it exists and is not a folder.
+    """
+    target = _inside(folder, name)
+    with explained("look at", target):
+        if target.exists() and not target.is_dir():
+            raise LocalFileError(f"Cannot make the folder {target}: a file has that name")
+    return target
+
+
+def _inside(folder: Path, name: str) -> Path:
     why = _unsafe(name)
     if why is not None:
         raise LocalFileError(f"Refused the file name {name[:200]!r}: {why}; choose the name yourself with --output-layout id")
     target = folder / name
-    if target.is_symlink():
-        raise LocalFileError(f"Refused to write through the symbolic link {target}: remove it or choose another folder")
-    if target.exists() and not target.is_file():
-        raise LocalFileError(f"Cannot write {target}: it exists and is not a regular file")
+    with explained("look at", target):
+        if target.is_symlink():
+            raise LocalFileError(f"Refused to write through the symbolic link {target}: remove it or choose another folder")
     return target
 
 

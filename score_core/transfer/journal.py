@@ -1,11 +1,11 @@
 """What a download has done so far: JSON lines beside the target, `<target>.part.journal`.
 
-Line 1 says what is being downloaded; each further line is one part that is in the `.part` file. Lines are appended with one `write` each, so
+Line 1 says what is being downloaded; each further line is one part that is in the `.part` file. Lines are appended with one `write` each:
 threads and processes may share the file and a crash can tear only the last line, which is then ignored. The journal is a claim, never a
-proof: whoever resumes reads the bytes and compares (`Download.find_damaged`). It holds no URL.
+proof: whoever resumes reads the bytes and compares (`Download.proves`). It holds no URL.
 
-`generation` is drawn anew whenever a download begins from nothing. Caches that outlive the file (Prefect's results) carry it in their keys, so that
-nothing remembered of an earlier `.part` file can be taken for a fact about this one.
+`generation` is drawn anew whenever a download begins from nothing. Caches that outlive the file (Prefect's results) carry it in their
+keys, so that nothing remembered of an earlier `.part` file can be taken for a fact about this one.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import dataclasses
 import json
 import os
 import secrets
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -23,6 +24,7 @@ from score_core.transfer.files import explained
 
 _FORMAT: Final = 1
 _MAX_BYTES: Final = 64 << 20  # 10,000 parts take 2 MB; more is not ours
+_DAMAGE: Final = (KeyError, TypeError, ValueError, OverflowError)  # JSON has infinite numbers
 
 
 class JournalUnusable(Exception):
@@ -82,7 +84,10 @@ class Journal:
             JournalUnusable: the file is there and is not a journal that this version understands.
         """
         try:
-            if path.stat().st_size > _MAX_BYTES:
+            status = path.lstat()
+            if not stat.S_ISREG(status.st_mode):  # a FIFO or a link to a device would never end
+                raise JournalUnusable("it is not a regular file")
+            if status.st_size > _MAX_BYTES:
                 raise JournalUnusable("it is far too large for a journal")
             text = path.read_bytes()
         except FileNotFoundError:
@@ -105,7 +110,7 @@ class Journal:
             )
             self._spans[receipt.number] = (int(record["offset"]), receipt.size)
             self.receipts[receipt.number] = receipt
-        except (KeyError, TypeError, ValueError):
+        except _DAMAGE:
             return
 
     def claims(self, part: Part) -> PartReceipt | None:
@@ -147,7 +152,7 @@ def _header(line: bytes) -> Header:
             etag=record["etag"],
             md5=record["md5"],
         )
-    except (KeyError, TypeError, ValueError):
+    except _DAMAGE:
         raise JournalUnusable("its first line is damaged") from None
 
 

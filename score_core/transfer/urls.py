@@ -11,6 +11,7 @@ from score_core.model import Part, SignedUrl
 
 _MARGIN_SHARE: Final = 0.2  # a URL in the last fifth of its life is not begun with: the request has to arrive in time
 _MAX_MARGIN_S: Final = 60.0
+_UNKNOWN_LIFE_S: Final = 60.0  # by a clock that is ahead of the signer's, every URL is born expired: then the store's word counts
 
 Signer = Callable[[Sequence[Part]], list[SignedUrl]]
 
@@ -42,8 +43,10 @@ class UrlSource:
             return cached[0]
 
     def _fresh(self, url: SignedUrl, signed_at: float) -> bool:
-        margin = min(_MAX_MARGIN_S, _MARGIN_SHARE * (url.expires_at - signed_at))
-        return self._clock() < url.expires_at - margin
+        life_s = url.expires_at - signed_at
+        if life_s <= 0:
+            return self._clock() < signed_at + _UNKNOWN_LIFE_S
+        return self._clock() < url.expires_at - min(_MAX_MARGIN_S, _MARGIN_SHARE * life_s)
 
     def _sign_from(self, part: Part) -> None:
         place = self._place[part.number]

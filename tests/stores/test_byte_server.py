@@ -245,13 +245,13 @@ def test_reset_put_leaves_nothing(store, tmp_path):
 
 
 def test_refused_upload_is_answered_while_the_client_still_sends(store, part_url):
-    upload_id, signed = part_url
+    _, signed = part_url
     response = request(signed, url=signed.url.replace("partNumber=1", "partNumber=2"), data=b"x" * 20_000_000)
     assert (response.status, response.headers["Connection"]) == (403, "close")
 
 
 def test_continue_is_said_to_good_requests_only(store, part_url, raw):
-    upload_id, signed = part_url
+    _, signed = part_url
     head = f"PUT {path_of(signed)} HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nExpect: 100-continue\r\n\r\n"
     assert raw((head + "hello").encode()).startswith(b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 ")
     assert raw(head.replace("partNumber=1", "partNumber=2").encode()).startswith(b"HTTP/1.1 403 ")
@@ -297,7 +297,15 @@ def test_big_headers_are_431(raw, head):
 
 
 @pytest.mark.parametrize(
-    "line", ["GET", "GET /a?Signature=hunter2 HTTP/9", "GET /a?Signature=hunter2 NOTHTTP", "BREW /a?Signature=hunter2 HTTP/1.1", "\x16\x03\x01", "GET /" + "a" * 70_000]
+    "line",
+    [
+        "GET",
+        "GET /a?Signature=hunter2 HTTP/9",
+        "GET /a?Signature=hunter2 NOTHTTP",
+        "BREW /a?Signature=hunter2 HTTP/1.1",
+        "\x16\x03\x01",
+        "GET /" + "a" * 70_000,
+    ],
 )
 def test_nonsense_is_refused_without_echo(raw, line):
     answer = raw(f"{line}\r\n\r\n".encode("latin-1"))

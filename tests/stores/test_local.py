@@ -387,7 +387,17 @@ def test_url_expires_at_its_second(tmp_path):
 
 @pytest.mark.parametrize(
     "query",
-    ["", "x", "Signature=", "Expires=9999999999&Signature=00", "{}&Expires=1", "{}&extra=1", "{}&&", "Expires=%FF&Signature=1", "Expires=٣&Signature=1"],
+    [
+        "",
+        "x",
+        "Signature=",
+        "Expires=9999999999&Signature=00",
+        "{}&Expires=1",
+        "{}&extra=1",
+        "{}&&",
+        "Expires=%FF&Signature=1",
+        "Expires=٣&Signature=1",
+    ],
 )
 def test_odd_queries_are_denied(store, query):
     signed = store.presign_get("a", None, lifetime_s=10)

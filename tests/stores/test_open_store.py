@@ -80,7 +80,12 @@ def test_other_addresses_are_refused_with_the_forms(url):
 
 @pytest.mark.parametrize(
     "url",
-    ["s3://AKIA:hunter2@bucket", "s3://bucket?endpoint=http://me:hunter2@host:9000", "s3://bucket?secret_key=hunter2", "gs://me:hunter2@bucket"],
+    [
+        "s3://AKIA:hunter2@bucket",
+        "s3://bucket?endpoint=http://me:hunter2@host:9000",
+        "s3://bucket?secret_key=hunter2",
+        "gs://me:hunter2@bucket",
+    ],
 )
 def test_credentials_in_addresses_are_refused_unseen(url):
     with pytest.raises(ConfigurationError) as caught:

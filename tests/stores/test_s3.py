@@ -3,10 +3,13 @@ import logging
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import ClassVar
 from urllib.parse import parse_qsl, urlsplit
 
 import boto3
 import pytest
+from moto.core.models import DEFAULT_ACCOUNT_ID
+from moto.s3.models import s3_backends
 
 from score_core.checksum import md5_base64, md5_hex
 from score_core.errors import (
@@ -32,6 +35,13 @@ MD5 = md5_hex(b"x")
 
 class S3Suite(ObjectStoreContract, SignedUrlContract):
     min_part_bytes = 5 * MIB  # S3's least size of a part that is not the last
+    differs: ClassVar[dict[str, str]] = {}  # tests that this server cannot pass, and why
+
+    @pytest.fixture(autouse=True)
+    def _skip_where_the_server_differs(self, request):
+        name = request.node.originalname
+        if name in self.differs:
+            pytest.skip(self.differs[name])
 
     @pytest.fixture
     def endpoint(self):
@@ -52,6 +62,10 @@ class S3Suite(ObjectStoreContract, SignedUrlContract):
 
 @pytest.mark.s3
 class TestSeaweed(S3Suite):
+    differs: ClassVar[dict[str, str]] = {
+        "test_part_sent_again_replaces": "SeaweedFS 4.48 keeps every version of a part and publishes the one whose ETag is given",
+    }
+
     @pytest.fixture
     def endpoint(self, seaweedfs_server):
         return seaweedfs_server
@@ -59,6 +73,11 @@ class TestSeaweed(S3Suite):
 
 @pytest.mark.s3
 class TestMoto(S3Suite):
+    differs: ClassVar[dict[str, str]] = {
+        "test_part_of_aborted_upload_is_not_found": "moto 5.2 answers 500",
+        "test_same_part_sent_by_many_is_whole": "moto 5.2 answers 500 when several threads send one part",
+        "test_uploads_are_listed_until_finished": "moto 5.2 says that every upload began in 2010",
+    }
     verifies_signatures = False
     checks_content_md5 = False
 
@@ -69,16 +88,15 @@ class TestMoto(S3Suite):
     def test_every_page_of_parts_is_listed(self, store):
         """F36: 2,500 parts come in three pages."""
         upload_id = store.create_multipart("data/a")
-        place = {"Bucket": store._bucket, "Key": store._full("data/a"), "UploadId": upload_id}
-        with ThreadPoolExecutor(4) as pool:
-            list(pool.map(lambda number: self.client.upload_part(**place, PartNumber=number, Body=b"x"), range(1, 2501)))
+        for number in range(1, 2501):  # behind the server's back: over HTTP it takes 16 s
+            s3_backends[DEFAULT_ACCOUNT_ID]["aws"].upload_part(store._bucket, upload_id, number, b"x")
         assert list(store.list_parts("data/a", upload_id)) == [ListedPart(number, 1, MD5) for number in range(1, 2501)]
         store.abort_multipart("data/a", upload_id)
 
     def test_every_page_of_objects_is_listed(self, store):
         keys = [f"data/{number:04d}" for number in range(1001)]
-        with ThreadPoolExecutor(4) as pool:
-            list(pool.map(lambda key: self.raw_write(store, key, b""), keys))
+        for key in keys:
+            s3_backends[DEFAULT_ACCOUNT_ID]["aws"].put_object(store._bucket, store._full(key), b"")
         assert [row.key for row in store.list_objects("data/")] == keys
 
     def test_small_part_is_a_clear_error(self, store):
@@ -115,7 +133,7 @@ class TestMoto(S3Suite):
 # URLs, without a server
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def session():
     return boto3.Session(aws_access_key_id="AKIAEXAMPLE", aws_secret_access_key=SECRET, region_name="eu-west-1")
 
@@ -190,8 +208,11 @@ def test_many_threads_sign(store):
 # Errors
 
 
+LISTED = f"<ListPartsResult><Part><PartNumber>1</PartNumber><ETag>{MD5}</ETag><Size>1</Size></Part></ListPartsResult>".encode()
+
+
 class CannedS3(ThreadingHTTPServer):
-    """Answers every request with one status and body, and counts the requests."""
+    """Lists one part, and answers every other request with one status and body. Counts those."""
 
     daemon_threads = True
     block_on_close = True
@@ -203,10 +224,17 @@ class CannedS3(ThreadingHTTPServer):
 
 
 class _CannedHandler(BaseHTTPRequestHandler):
+    server: CannedS3
+
     def _answer(self):
-        self.server.requests += 1
         self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        status, body, headers = self.server.answer
+        if self.command == "GET" and "uploadId=" in self.path:
+            self._send(200, LISTED, {})
+        else:
+            self.server.requests += 1
+            self._send(*self.server.answer)
+
+    def _send(self, status, body, headers):
         self.send_response(status)
         for name, value in {"Content-Length": str(len(body)), **headers}.items():
             self.send_header(name, value)
@@ -287,7 +315,8 @@ def test_empty_200_confirms_nothing():
 
 
 def test_other_region_is_named():
-    with canned(301, "PermanentRedirect", headers={"x-amz-bucket-region": "ap-south-1"}) as (store, _), pytest.raises(ServiceError, match="region=ap-south-1"):
+    moved = canned(301, "PermanentRedirect", headers={"x-amz-bucket-region": "ap-south-1"})
+    with moved as (store, _), pytest.raises(ServiceError, match="region=ap-south-1"):
         store.read("a")
 
 
