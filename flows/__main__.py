@@ -8,6 +8,7 @@ import dataclasses
 import json
 import os
 import signal
+import socket
 import sys
 import threading
 import time
@@ -26,8 +27,9 @@ def main(arguments: list[str] | None = None) -> int:
         from flows import local_server
 
         return local_server.main(given.rest)
-    with _signals():
-        return _reported(given)
+    with _signals() as came:
+        code = _reported(given)
+    return 128 + came[0] if came else code
 
 
 def _reported(given: argparse.Namespace) -> int:
@@ -61,6 +63,7 @@ def _prefect() -> Iterator[float]:
 
     began = time.monotonic()
     home = local_server.default_home()
+    os.environ.setdefault("PREFECT_LOGGING_LEVEL", "CRITICAL")  # what goes wrong is said once, at the end, without a traceback per part
     pending = local_server.start_in_background(home)
     with local_server.fast_imports(home):
         for name in _HEAVY_IMPORTS:  # while the server starts: what Prefect will need and what reads no setting
@@ -130,23 +133,39 @@ def _fail(message: str, code: int) -> int:
 
 
 @contextlib.contextmanager
-def _signals() -> Iterator[None]:
-    """SIGINT and SIGTERM stop the parts at their next block and the process within two seconds, with 128 + the signal as exit code."""
+def _signals() -> Iterator[list[int]]:
+    """SIGINT and SIGTERM stop the parts at their next block and the process within two seconds; yields which came.
 
-    def handle(number: int, _frame: object) -> None:
-        if "tasks.sessions" in sys.modules:
-            sys.modules["tasks.sessions"].stop_all(number)
-        leave = threading.Timer(_OWN_STOP_S, _leave, args=(number,))
-        leave.daemon = True
-        leave.start()
+    A thread hears of them by a socket, because Prefect puts a SIGTERM handler of its own in place of ours while a flow runs.
+    """
+    came: list[int] = []
+    heard, told = socket.socketpair()
+    told.setblocking(False)
+
+    def interrupt(number: int, _frame: object) -> None:
+        came.append(number)
         raise KeyboardInterrupt
 
-    previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    previous = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
+    previous_fd = signal.set_wakeup_fd(told.fileno(), warn_on_full_buffer=False)
+    threading.Thread(target=_stop_when_told, args=(heard,), daemon=True, name="score-signals").start()
     try:
-        yield
+        yield came
     finally:
+        signal.set_wakeup_fd(previous_fd)
         for number, handler in previous.items():
             signal.signal(number, handler)
+        told.close()  # ends the thread
+
+
+def _stop_when_told(heard: socket.socket) -> None:
+    with heard:
+        while told := heard.recv(1):
+            if told[0] in {signal.SIGINT, signal.SIGTERM}:
+                if "tasks.sessions" in sys.modules:
+                    sys.modules["tasks.sessions"].stop_all(told[0])
+                time.sleep(_OWN_STOP_S)
+                _leave(told[0])
 
 
 def _leave(number: int) -> None:

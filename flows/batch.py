@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -18,6 +19,7 @@ from score_core.errors import BatchError, ConfigurationError, Interrupted, Score
 from score_core.manifest import read_downloads, read_uploads
 from score_core.model import TransferReport, Validation
 from score_core.operations import DownloadItem, DownloadOptions, OutputLayout, UploadItem, failed
+from tasks import sessions
 from tasks.whole_files import download_file, upload_file
 
 LARGE_BYTES: Final = 256 << 20  # a subflow costs about a second; from here on a run per part is worth it
@@ -56,15 +58,28 @@ def batch(
     Raises:
         BatchError: some files failed; all others are done.
     """
-    if direction == "upload":
-        reports = _upload_all(read_uploads(manifest), force=force, store=store, large_bytes=large_bytes)
-    elif output_dir is None:
-        raise ConfigurationError("A download batch needs output_dir: the folder that the files go to")
-    else:
-        options = DownloadOptions(Path(output_dir).absolute(), layout=output_layout, validation=validation, force=force)
-        reports = _download_all(read_downloads(manifest), options, store, large_bytes)
+    with _stopping_files_too():
+        if direction == "upload":
+            reports = _upload_all(read_uploads(manifest), force=force, store=store, large_bytes=large_bytes)
+        elif output_dir is None:
+            raise ConfigurationError("A download batch needs output_dir: the folder that the files go to")
+        else:
+            options = DownloadOptions(Path(output_dir).absolute(), layout=output_layout, validation=validation, force=force)
+            reports = _download_all(read_downloads(manifest), options, store, large_bytes)
     _show(reports)
     return _all_done(reports)
+
+
+@contextmanager
+def _stopping_files_too() -> Iterator[None]:
+    """Stops the files under way when the flow is cancelled or interrupted: Prefect would wait for their ends."""
+    try:
+        yield
+    except Exception:
+        raise
+    except BaseException:
+        sessions.stop_all()
+        raise
 
 
 def _upload_all(items: list[UploadItem], *, force: bool, store: str | None, large_bytes: int) -> list[TransferReport]:

@@ -9,8 +9,8 @@ from typing import Any
 
 from prefect import flow
 
-from flows.driving import MAX_TASK_RUNS, PART_THREADS, forget_results, move_again, move_all, report_of, threads, transferring
-from flows.results import results_folder
+from flows.driving import MAX_TASK_RUNS, PART_THREADS, move_again, move_all, report_of, threads, transferring
+from flows.results import forget_results, results_folder
 from score_core.errors import ObjectMismatch
 from score_core.model import TransferReport, Validation
 from score_core.operations import DownloadItem, DownloadOptions, OutputLayout
@@ -57,9 +57,9 @@ def download(  # a flow's parameters are the fields of its form in the UI
     options = DownloadOptions(Path(output_dir).absolute(), layout=output_layout, validation=validation, force=force)
     item = DownloadItem(object_id, file_name=file_name, analysis_id=analysis_id, md5=expected_md5)
     planned = plan_download(store, item, options)
-    if isinstance(planned, TransferReport):
-        return dataclasses.asdict(planned)
-    return dataclasses.asdict(_run(planned, began, max_task_runs))
+    report = planned if isinstance(planned, TransferReport) else _run(planned, began, max_task_runs)
+    forget_results(report.object_id, report.path)
+    return dataclasses.asdict(report)
 
 
 def _run(ref: Ref, began: float, max_task_runs: int) -> TransferReport:
@@ -70,9 +70,7 @@ def _run(ref: Ref, began: float, max_task_runs: int) -> TransferReport:
         kept = move_all(opened, download_part, results, proof, max_task_runs=max_task_runs)
         proof.result()
         md5 = _finalise(opened, results)
-        report = report_of(opened, "downloaded", began, md5=md5, validation=download.proof, parts_kept=kept)
-    forget_results(ref, results)
-    return report
+        return report_of(opened, "downloaded", began, md5=md5, validation=download.proof, parts_kept=kept)
 
 
 def _finalise(opened: Transfer, results: Path) -> str | None:

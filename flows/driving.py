@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -66,7 +65,7 @@ def move_all(
     missing = [part for part in opened.session.parts if part.number not in kept_numbers]
     most = max(1, -(-len(opened.session.parts) // max(1, max_task_runs)))
     meter = _Meter(opened)
-    cached = task.with_options(result_storage=results, retries=opened.engine.policy.attempts - 1)
+    cached = _configured(opened, task, results)
     _map(opened, cached, list(_groups(kept, most)), meter, proof)
     _map(opened, cached.with_options(refresh_cache=True), list(_groups(missing, most)), meter, proof)
     return len(kept)
@@ -75,8 +74,13 @@ def move_all(
 def move_again(opened: Transfer, task: Task[Any, Any], results: Path, numbers: Sequence[int]) -> None:
     """Moves the parts with these numbers once more."""
     parts = [part for part in opened.session.parts if part.number in set(numbers)]
-    fresh = task.with_options(result_storage=results, refresh_cache=True, retries=opened.engine.policy.attempts - 1)
+    fresh = _configured(opened, task, results).with_options(refresh_cache=True)
     _map(opened, fresh, [[part] for part in parts], _Meter(opened), None)
+
+
+def _configured(opened: Transfer, task: Task[Any, Any], results: Path) -> Task[Any, Any]:
+    """The task as this machine's settings want it; its results in the transfer's own folder, as Prefect names those of failures at random."""
+    return task.with_options(result_storage=results / cache_folder(opened.ref), retries=opened.engine.policy.attempts - 1)
 
 
 def _groups(parts: Sequence[Part], most: int) -> Iterator[Group]:
@@ -184,8 +188,3 @@ def report_of(opened: Transfer, outcome: Outcome, began: float, **facts: Any) ->
         seconds=time.monotonic() - began,
         **facts,
     )
-
-
-def forget_results(ref: Ref, results: Path) -> None:
-    """Removes the cached part results of a finished transfer; Prefect itself never deletes any."""
-    shutil.rmtree(results / cache_folder(ref), ignore_errors=True)

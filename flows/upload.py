@@ -9,8 +9,8 @@ from typing import Any
 
 from prefect import flow
 
-from flows.driving import MAX_TASK_RUNS, PART_THREADS, forget_results, move_all, report_of, threads, transferring
-from flows.results import results_folder
+from flows.driving import MAX_TASK_RUNS, PART_THREADS, move_all, report_of, threads, transferring
+from flows.results import forget_results, results_folder
 from score_core.model import TransferReport
 from score_core.operations import UploadItem
 from tasks.finalising import finalise_upload
@@ -44,9 +44,9 @@ def upload(  # a flow's parameters are the fields of its form in the UI
     """
     began = time.monotonic()
     planned = plan_upload(store, UploadItem.of(object_id, Path(path), md5), force=force)
-    if isinstance(planned, TransferReport):
-        return dataclasses.asdict(planned)
-    return dataclasses.asdict(_run(planned, began, max_task_runs))
+    report = planned if isinstance(planned, TransferReport) else _run(planned, began, max_task_runs)
+    forget_results(report.object_id, report.path)
+    return dataclasses.asdict(report)
 
 
 def _run(ref: Ref, began: float, max_task_runs: int) -> TransferReport:
@@ -55,6 +55,4 @@ def _run(ref: Ref, began: float, max_task_runs: int) -> TransferReport:
         kept = move_all(opened, upload_part, results, proof, max_task_runs=max_task_runs)
         md5 = proof.result()
         finalise_upload(ref)
-        report = report_of(opened, "uploaded", began, md5=md5, validation="both", parts_kept=kept)
-    forget_results(ref, results)
-    return report
+        return report_of(opened, "uploaded", began, md5=md5, validation="both", parts_kept=kept)

@@ -1,7 +1,7 @@
 """Manifests: tab-separated lists of files to upload or download (protocol section 15).
 
-Read line by line, so that a long one costs no more memory than its items; refused with the line and column that is wrong, before anything is moved.
-A manifest comes from elsewhere: nothing in it is trusted. Which of the two kinds a file is, the caller knows.
+Read line by line, so that a long one costs no more memory than its items; refused with the line and column that is wrong,
+before anything is moved. A manifest comes from elsewhere: nothing in it is trusted. Which of the two kinds a file is, the caller knows.
 """
 
 from __future__ import annotations
@@ -155,7 +155,9 @@ def _read(
     lines = _lines(stream)
     header = _cells(*next(lines), columns)
     if is_file(header):
-        raise ManifestError("The first line of a manifest is a header and is dropped, but this one lists a file; put a header on top", line=1)
+        raise ManifestError(
+            "The first line of a manifest is a header and is dropped, but this one lists a file; put a header on top", line=1
+        )
     # Song's upload manifests begin with the analysis id and no names; then the usual names serve in messages.
     names = [name or usual for name, usual in zip(header, columns, strict=True)] if all(header[2:7]) else columns
     seen: dict[str, tuple[int, Item]] = {}
@@ -163,7 +165,9 @@ def _read(
         item = make(_Row(line, _cells(line, text, columns), names))
         earlier = seen.setdefault(item.object_id, (line, item))
         if earlier[1] != item:
-            raise ManifestError(f"Object {item.object_id} is listed with something else in line {earlier[0]}; keep one of the two", line=line)
+            raise ManifestError(
+                f"Object {item.object_id} is listed with something else in line {earlier[0]}; keep one of the two", line=line
+            )
     if not seen:
         raise ManifestError("The manifest lists no files: there is nothing below its header")
     return [item for _, item in seen.values()]
@@ -192,10 +196,10 @@ def _count_hint(text: str, cells: Sequence[str], columns: Sequence[str]) -> str:
 def _lines(stream: IO[bytes]) -> Iterator[tuple[int, str]]:
     """Line numbers and texts without line ends. Blank lines are refused, save at the very end."""
     first_blank: int | None = None
-    number = 0
+    number, begun = 0, False
     while raw := stream.readline(_MAX_LINE_BYTES + 1):
         number += 1
-        if number == 1:
+        if not begun:
             raw = _sniffed(raw)
         if len(raw) > _MAX_LINE_BYTES:
             raise ManifestError(f"The line is longer than {_MAX_LINE_BYTES} bytes, so this is no manifest", line=number)
@@ -205,13 +209,14 @@ def _lines(stream: IO[bytes]) -> Iterator[tuple[int, str]]:
         elif first_blank is not None:
             raise ManifestError("The line is blank; remove it", line=first_blank)
         else:
+            begun = True
             yield number, text
     if number == 0 or first_blank == 1:
         raise ManifestError("The manifest is empty")
 
 
 def _sniffed(raw: bytes) -> bytes:
-    """The first line without a byte order mark. Raises `ManifestError` when it is no text of ours."""
+    """A first line without its byte order mark. Raises `ManifestError` when it is no text of ours."""
     head = raw[:_SNIFFED_BYTES].removeprefix(codecs.BOM_UTF8)
     for magic, what in _MAGIC.items():
         if head.lstrip(b" \t\r\n").startswith(magic):
@@ -264,7 +269,9 @@ def _fetched(url: str) -> bytes:
         with httpx.stream("GET", url, timeout=_FETCH_TIMEOUT_S, follow_redirects=False) as response:
             if response.status_code != 200:
                 kind = _REFUSALS.get(response.status_code, Unavailable)
-                raise kind(f"{where}: its server answered HTTP {response.status_code}; check the address {url}", status=response.status_code)
+                raise kind(
+                    f"{where}: its server answered HTTP {response.status_code}; check the address {url}", status=response.status_code
+                )
             data = bytearray()
             for block in response.iter_bytes():
                 data += block

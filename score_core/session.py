@@ -5,20 +5,22 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 from urllib.parse import unquote, urlsplit
 
 from score_core.errors import ConfigurationError
 from score_core.progress import Progress, Silent
 from score_core.repository.base import Repository
 from score_core.repository.direct import DirectRepository
-from score_core.settings import Settings
 from score_core.stores import open_store
 from score_core.stores.base import MultipartStore
 from score_core.transfer.engine import Engine
 from score_core.transfer.http import HttpTransport
 from score_core.transfer.policy import RetryPolicy
 from score_core.transfer.stop import Stop
+
+if TYPE_CHECKING:
+    from score_core.settings import Settings  # 0.1 s to import, and whoever calls us has done so
 
 S3_MIN_PART_SIZE_BYTES: Final = 5 << 20  # S3 refuses to complete an upload with smaller parts before the last
 

@@ -2,10 +2,9 @@
 
 Sources, strongest first: command-line flag, environment, profile, file, default. `Settings.origins` says which one won.
 
-On plain dataclasses and `tomllib`, and not on pydantic-settings: importing it and building these two models takes 0.39-0.43 s of CPU here,
-pydantic alone 0.28-0.35 s, this module 0.03 s. A transfer has 0.6 s from the command line to its first byte (design, section 8) and
-needs 0.40-0.45 s of that for everything else, so neither fits. The price is the table `_KEYS` below, which also tells origins apart,
-names the file in each message and masks secrets: things that would have been written on top of pydantic-settings anyway.
+Importing pydantic-settings and building the class costs 0.12-0.14 s of CPU on top of the 0.22 s that a transfer otherwise needs before its
+first byte (budget 0.6 s, design section 8); plain dataclasses would cost nothing, and the checks and messages would all be ours to write.
+So whoever wants to be quick imports this module inside a function: `score --help` does without it.
 """
 
 from __future__ import annotations
@@ -15,13 +14,16 @@ import logging
 import os
 import re
 import tomllib
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal, get_args
+from typing import Annotated, Any, Final, Literal
 from urllib.parse import urlsplit
 
 import platformdirs
+from pydantic import AfterValidator, BeforeValidator, Field, PrivateAttr, SecretStr, ValidationError
+from pydantic.fields import FieldInfo
+from pydantic_settings import BaseSettings, EnvSettingsSource, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 from score_core.errors import ConfigurationError
 from score_core.model import Validation
@@ -31,352 +33,316 @@ _log = logging.getLogger(__name__)
 
 ProgressMode = Literal["auto", "bar", "log", "none"]
 
-CONFIG_VARIABLE: Final = "SCORE_CONFIG"
-PROFILE_VARIABLES: Final = ("SCORE_PROFILE", "STORAGE_PROFILE")  # the second is the Java client's
 DEFAULT_PROFILE: Final = "default"
+_JAVA_VARIABLES: Final = {"url": "STORAGE_URL", "token": "ACCESSTOKEN", "profile": "STORAGE_PROFILE"}  # the Java client's names
 _JAVA_VALIDATIONS: Final = {"true": "auto", "false": "off"}
+_NOT_IN_FILES: Final = frozenset({"profile", "config"})  # they say which file and what of it
 _MAX_TOKEN_CHARACTERS: Final = 16_384  # servers refuse headers long before that
-_PRIVATE_MODE: Final = 0o077
-
-
-class Secret:
-    """A text that shows itself only when asked by name."""
-
-    __slots__ = ("_text",)
-
-    def __init__(self, text: str) -> None:
-        self._text = text
-
-    def reveal(self) -> str:
-        return self._text
-
-    def __repr__(self) -> str:
-        return "****"
+_WEEK_S: Final = 7 * 86_400  # S3 signs for no longer
 
 
 @dataclass(frozen=True, slots=True)
 class TransferSettings:
-    """How bytes are moved. `docs/configuration.md` describes each for users.
+    """How bytes are moved: the piece of `Settings` that an engine needs, where the fields are described."""
 
-    `workers` parts are under way at once, over all files; `files_at_once` files of a batch are. `attempts` counts tries of one part, the first
-    included. `stall_s` is how long a connection may bring next to nothing. `part_size_bytes` is the smallest part that is planned when we
-    talk to a store directly: 20 MiB is Score's floor, which Java clients and servers expect; less is for tests and small files.
-    Lifetimes are those of signed URLs. `ca_file` (PEM) replaces the system's certificate authorities.
-    """
-
-    workers: int = 8
-    files_at_once: int = 4
-    attempts: int = 10
-    connect_timeout_s: float = 30.0
-    stall_s: float = 30.0
-    part_size_bytes: int = MIN_PART_SIZE_BYTES
-    download_url_lifetime_s: float = 900.0
-    upload_url_lifetime_s: float = 3600.0
-    ca_file: Path | None = None
-
-
-def _default_data_dir() -> Path:
-    return platformdirs.user_data_path("score", appauthor=False)
+    workers: int
+    files_at_once: int
+    attempts: int
+    connect_timeout_s: float
+    stall_s: float
+    part_size_bytes: int
+    download_url_lifetime_s: float
+    upload_url_lifetime_s: float
+    ca_file: Path | None
 
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """One setting for people: its dotted name, its value as text (a secret as `****`), and where it came from."""
+    """One setting for people: its name, its value as text (a secret masked), and where it came from."""
 
     name: str
     value: str
     source: str
 
 
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """Everything that can be configured.
+# Checks. A ValueError's text goes on after "NAME must be ".
 
-    At most one of `url` (a Score server) and `store` (a bucket or folder) is set; with neither, objects are in `data_dir`.
-    `serve_url` is the address of a running `score serve`, for URLs into a folder that outlive this process.
-    `sources` maps the dotted names of settings to where they came from; absent means default.
+
+def _number(value: Any) -> Any:
+    """Keeps booleans out, which are numbers to Python."""
+    if isinstance(value, bool):
+        raise ValueError("a number")  # noqa: TRY004  # pydantic turns only ValueError into a message
+    return value
+
+
+def _folded(value: Any) -> Any:
+    """Choices are taken in any case, as the Java client takes them; TOML's true is its "true"."""
+    return str(value).strip().lower()
+
+
+def _java_validation(value: str) -> str:
+    return _JAVA_VALIDATIONS.get(value, value)
+
+
+def _server(value: str) -> str:
+    try:
+        parts = urlsplit(value.strip())
+        good = parts.scheme in {"http", "https"} and parts.hostname and parts.port != 0
+    except ValueError:
+        good = False
+    if not good or "@" in parts.netloc or parts.query or parts.fragment:
+        raise ValueError("an address such as https://score.example.org, without user, password or query")
+    return parts.geturl().rstrip("/")
+
+
+def _address(value: str) -> str:
+    """Not empty; what it means is known where stores are opened."""
+    if not value.strip():
+        raise ValueError("an address such as s3://bucket or file:///folder")
+    return value.strip()
+
+
+def _absolute(value: Path) -> Path:
+    if "\0" in str(value):
+        raise ValueError("a path")
+    return value.expanduser().absolute()
+
+
+def _existing(value: Path) -> Path:
+    path = _absolute(value)
+    if not path.is_file():
+        raise ValueError("the path of a file that exists")
+    return path
+
+
+def _sendable(value: SecretStr) -> SecretStr:
+    token = value.get_secret_value()
+    if len(token) > _MAX_TOKEN_CHARACTERS or not re.fullmatch(r"[\x21-\x7e]+", token):
+        raise ValueError(f"at most {_MAX_TOKEN_CHARACTERS} printable ASCII characters without spaces")
+    return value
+
+
+_Int = Annotated[int, BeforeValidator(_number)]
+_Seconds = Annotated[float, BeforeValidator(_number), Field(allow_inf_nan=False)]
+_Url = Annotated[str, AfterValidator(_server)]
+
+
+def _default_data_dir() -> Path:
+    return platformdirs.user_data_path("score", appauthor=False)
+
+
+class Settings(BaseSettings):
+    """Everything that can be configured. Field names are the keys of the file, and with `SCORE_` in front the variables.
+
+    At most one of `url` and `store` is set: `load` sees to it. `docs/configuration.md` describes each field for users.
     """
 
-    url: str | None = None
-    store: str | None = None
-    token: Secret | None = None
-    data_dir: Path = field(default_factory=_default_data_dir)
-    serve_url: str | None = None
-    validate: Validation = "auto"
-    progress: ProgressMode = "auto"
-    transfer: TransferSettings = field(default_factory=TransferSettings)
+    model_config = SettingsConfigDict(env_prefix="SCORE_", env_ignore_empty=True, extra="forbid", frozen=True, hide_input_in_errors=True)
+
     profile: str = DEFAULT_PROFILE
-    config_file: Path | None = None
-    sources: Mapping[str, str] = field(default_factory=dict, repr=False, compare=False)
+    config: Annotated[Path | None, AfterValidator(lambda path: path and _absolute(path))] = None
+
+    url: _Url | None = None
+    """A Score server."""
+    store: Annotated[str, AfterValidator(_address)] | None = None
+    """A bucket or folder that we talk to ourselves."""
+    token: Annotated[SecretStr, AfterValidator(_sendable)] | None = None
+    """For the Score server."""
+    data_dir: Annotated[Path, AfterValidator(_absolute)] = Field(default_factory=_default_data_dir)
+    """Where objects are when neither `url` nor `store` says."""
+    serve_url: _Url | None = None
+    """A running `score serve`, for addresses into a folder that outlive this process."""
+    validation: Annotated[Validation, BeforeValidator(_java_validation), BeforeValidator(_folded)] = "auto"
+    progress: Annotated[ProgressMode, BeforeValidator(_folded)] = "auto"
+
+    workers: _Int = Field(default=8, ge=1, le=256, description="parts")
+    """Parts under way at once, over all files."""
+    files_at_once: _Int = Field(default=4, ge=1, le=64, description="files")
+    attempts: _Int = Field(default=10, ge=1, le=1000, description="tries")
+    """Tries of one part, the first included."""
+    connect_timeout_s: _Seconds = Field(default=30.0, ge=0.1, le=600, description="seconds")
+    stall_s: _Seconds = Field(default=30.0, ge=1, le=3600, description="seconds")
+    """How long a connection may bring next to nothing."""
+    part_size_bytes: _Int = Field(default=MIN_PART_SIZE_BYTES, ge=1024, le=MAX_PART_SIZE_BYTES, description="bytes")
+    """The smallest part that is planned when we talk to a store ourselves. 20 MiB is Score's floor, which Java clients and servers
+    expect; less is for tests and small files."""
+    download_url_lifetime_s: _Seconds = Field(default=900.0, ge=10, le=_WEEK_S, description="seconds")
+    upload_url_lifetime_s: _Seconds = Field(default=3600.0, ge=10, le=_WEEK_S, description="seconds")
+    ca_file: Annotated[Path, AfterValidator(_existing)] | None = None
+    """Certificate authorities (PEM) instead of the system's."""
+
+    _sources: dict[str, str] = PrivateAttr(default_factory=dict)
+
+    @property
+    def transfer(self) -> TransferSettings:
+        return TransferSettings(**{name: getattr(self, name) for name in TransferSettings.__slots__})
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003  # pydantic-settings' signature
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        java = _java_variables(settings_cls)
+        named = {**env_settings(), **java(), **init_settings()}
+        return init_settings, java, env_settings, *_tables(settings_cls, named.get("config"), str(named.get("profile") or DEFAULT_PROFILE))
 
     def origins(self) -> list[Origin]:
         """Every setting with its value and source, secrets masked."""
-        return [Origin(name, _shown(self._value(name)), self.sources.get(name, "default")) for name in _KEYS]
+        names = [name for name in type(self).model_fields if name not in _NOT_IN_FILES]
+        return [Origin(name, _shown(getattr(self, name)), self.sources.get(name, "default")) for name in names]
 
-    def _value(self, name: str) -> object:
-        value: object = self
-        for step in name.split("."):
-            value = getattr(value, step)
-        return value
+    @property
+    def sources(self) -> Mapping[str, str]:
+        """Where each setting came from, by name; absent means default. Filled by `load`."""
+        return self._sources
 
 
 def _shown(value: object) -> str:
     return "" if value is None else str(value)
 
 
-# What a value must be. A check takes a raw value and whether it is text (environment, flag) or typed (TOML); ValueError says what is wanted.
-
-Check = Callable[[Any, bool], Any]
+# Sources. Each says where a value of its came from.
 
 
-def _whole(low: int, high: int, unit: str) -> Check:
-    wanted = f"a whole number of {unit} from {low} to {high}"
+class _Source(PydanticBaseSettingsSource):
+    """A source that knows its values from the start, and where each came from."""
 
-    def check(raw: Any, text: bool) -> int:
-        if text and re.fullmatch(r"[0-9]{1,19}", raw):
-            raw = int(raw)
-        if not isinstance(raw, int) or isinstance(raw, bool) or not low <= raw <= high:
-            raise ValueError(wanted)
-        return raw
+    def __init__(self, settings_cls: type[BaseSettings], values: Mapping[str, Any], origins: Mapping[str, str]) -> None:
+        super().__init__(settings_cls)
+        self._values = dict(values)
+        self.origins = origins
 
-    return check
+    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:  # noqa: ARG002  # pydantic-settings' signature
+        return self._values.get(field_name), field_name, False
 
-
-def _seconds(low: float, high: float) -> Check:
-    wanted = f"a number of seconds from {low:g} to {high:g}"
-
-    def check(raw: Any, text: bool) -> float:
-        if text and re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,9})?", raw):
-            raw = float(raw)
-        if not isinstance(raw, int | float) or isinstance(raw, bool) or not low <= raw <= high:
-            raise ValueError(wanted)
-        return float(raw)
-
-    return check
+    def __call__(self) -> dict[str, Any]:
+        return dict(self._values)
 
 
-def _choice(choices: tuple[str, ...], aliases: Mapping[str, str] | None = None) -> Check:
-    def check(raw: Any, text: bool) -> str:  # noqa: ARG001
-        chosen = (aliases or {}).get(_folded(raw), _folded(raw))
-        if chosen not in choices:
-            raise ValueError("one of " + ", ".join([*choices, *(aliases or {})]))
-        return chosen
-
-    return check
+def _java_variables(settings_cls: type[BaseSettings]) -> _Source:
+    found = {name: os.environ[variable] for name, variable in _JAVA_VARIABLES.items() if os.environ.get(variable)}
+    return _Source(settings_cls, found, {name: f"environment {_JAVA_VARIABLES[name]}" for name in found})
 
 
-def _folded(raw: Any) -> str:
-    return raw.strip().lower() if isinstance(raw, str) else str(raw).lower()  # TOML's true is Java's "true"
+def _table(settings_cls: type[BaseSettings], table: Mapping[str, Any], where: str) -> _Source:
+    """One table of the configuration file: its top, or a profile."""
+    _check_keys(table, where)
+    return _Source(settings_cls, table, dict.fromkeys(table, where))
 
 
-def _text(raw: Any, text: bool) -> str:  # noqa: ARG001
-    if not isinstance(raw, str) or not raw.strip():
-        raise ValueError("a text")
-    return raw.strip()
+def _keys() -> list[str]:
+    return [name for name in Settings.model_fields if name not in _NOT_IN_FILES]
 
 
-def _server_url(raw: Any, text: bool) -> str:
-    wanted = "an address such as https://score.example.org, without user, password or query"
+def _check_keys(table: Mapping[str, Any], where: str) -> None:
+    for key in table:
+        if key not in _keys():
+            near = difflib.get_close_matches(key, _keys(), n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else "; docs/configuration.md lists all keys"
+            raise ConfigurationError(f"Unknown key {key!r} ({where}){hint}")
+
+
+def _tables(settings_cls: type[BaseSettings], named: Any, profile: str) -> tuple[_Source, _Source]:
+    """The profile's table and the file's top."""
+    path, content = _file(named)
+    profiles = content.pop("profiles", {})
+    if not isinstance(profiles, dict) or not all(isinstance(table, dict) for table in profiles.values()):
+        raise ConfigurationError(f"'profiles' in {path} must hold one table per profile, as in [profiles.{profile}]")
+    if profile not in profiles and profile != DEFAULT_PROFILE:
+        known = ", ".join(sorted(profiles)) or "none"
+        raise ConfigurationError(f"There is no profile {profile!r} in {path}; profiles there: {known}")
+    tables = {name: _table(settings_cls, table, f"profile {name} in {path}") for name, table in profiles.items()}  # all are checked
+    return tables.get(profile) or _table(settings_cls, {}, ""), _table(settings_cls, content, str(path))
+
+
+def _file(named: Any) -> tuple[Path, dict[str, Any]]:
+    """The configuration file's path and content; a missing one is empty unless it was named."""
+    path = Path(named).expanduser().absolute() if named else platformdirs.user_config_path("score", appauthor=False) / "config.toml"
     try:
-        parts = urlsplit(_text(raw, text))
-        good = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
-    except ValueError:
-        raise ValueError(wanted) from None
-    if not good or "@" in parts.netloc or parts.query or parts.fragment:
-        raise ValueError(wanted)
-    return parts.geturl().rstrip("/")
+        with path.open("rb") as file:
+            mode = os.fstat(file.fileno()).st_mode
+            content = tomllib.load(file)
+    except FileNotFoundError:
+        if named:
+            raise ConfigurationError(f"The configuration file {path} does not exist") from None
+        return path, {}
+    except OSError as error:
+        raise ConfigurationError(f"The configuration file {path} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError:  # its text quotes bytes of the file
+        raise ConfigurationError(f"The configuration file {path} is not valid TOML: it is not UTF-8") from None
+    except tomllib.TOMLDecodeError as error:  # its text names a place or a key, never a value
+        raise ConfigurationError(f"The configuration file {path} is not valid TOML: {error}") from None
+    if mode & 0o077 and "token" in _all_keys(content):
+        _log.warning("%s holds a token and other users can read it; run: chmod 600 %s", path, path)
+    return path, content
 
 
-def _folder(raw: Any, text: bool) -> Path:
-    path = Path(_text(raw, text)).expanduser()
-    if "\0" in str(path):
-        raise ValueError("a folder's path")
-    return path.absolute()
+def _all_keys(table: Mapping[str, Any]) -> Iterator[str]:
+    for key, value in table.items():
+        yield key
+        if isinstance(value, dict):
+            yield from _all_keys(value)
 
 
-def _file(raw: Any, text: bool) -> Path:
-    path = _folder(raw, text)
-    if not path.is_file():
-        raise ValueError("the path of a file that exists")
-    return path
+# Loading
 
-
-def _token(raw: Any, text: bool) -> Secret:
-    token = _text(raw, text)
-    if len(token) > _MAX_TOKEN_CHARACTERS or not re.fullmatch(r"[\x21-\x7e]+", token):
-        raise ValueError(f"at most {_MAX_TOKEN_CHARACTERS} printable ASCII characters without spaces")
-    return Secret(token)
-
-
-@dataclass(frozen=True, slots=True)
-class _Key:
-    """One setting. `variables` are its environment names, strongest first."""
-
-    check: Check
-    variables: tuple[str, ...]
-    secret: bool = False
-
-
-def _transfer(check: Check, name: str) -> _Key:
-    return _Key(check, (f"SCORE_{name.upper()}",))
-
-
-_DAY_S: Final = 86_400
-_KEYS: Final[Mapping[str, _Key]] = {
-    "url": _Key(_server_url, ("STORAGE_URL", "SCORE_URL")),
-    "store": _Key(_text, ("SCORE_STORE",)),
-    "token": _Key(_token, ("ACCESSTOKEN",), secret=True),
-    "data_dir": _Key(_folder, ("SCORE_DATA_DIR",)),
-    "serve_url": _Key(_server_url, ("SCORE_SERVE_URL",)),
-    "validate": _Key(_choice(get_args(Validation), _JAVA_VALIDATIONS), ("SCORE_VALIDATE",)),
-    "progress": _Key(_choice(get_args(ProgressMode)), ("SCORE_PROGRESS",)),
-    **{
-        f"transfer.{name}": _transfer(check, name)
-        for name, check in {
-            "workers": _whole(1, 256, "parts at once"),
-            "files_at_once": _whole(1, 64, "files at once"),
-            "attempts": _whole(1, 1000, "tries of one part"),
-            "connect_timeout_s": _seconds(0.1, 600),
-            "stall_s": _seconds(1, 3600),
-            "part_size_bytes": _whole(1024, MAX_PART_SIZE_BYTES, "bytes"),
-            "download_url_lifetime_s": _seconds(10, 7 * _DAY_S),  # S3 signs for 7 days at most
-            "upload_url_lifetime_s": _seconds(10, 7 * _DAY_S),
-            "ca_file": _file,
-        }.items()
-    },
-}
-_FLAGS: Final = {"url", "store", "validate", "progress"}
-
-_Found = tuple[Any, str, bool]  # raw value, source, whether it is text
+_Found = dict[str, tuple[int, Any, str]]  # rank of the source (0 is the strongest), raw value, source
 
 
 def load(
-    flags: Mapping[str, str | None] | None = None,
-    *,
-    config: str | os.PathLike[str] | None = None,
-    profile: str | None = None,
-    environ: Mapping[str, str] | None = None,
+    flags: Mapping[str, str | None] | None = None, *, config: str | os.PathLike[str] | None = None, profile: str | None = None
 ) -> Settings:
     """The settings. `flags` maps names such as `store` to what the command line says, None meaning nothing.
 
     Raises:
         ConfigurationError: a file cannot be read, or a key or value is wrong; names the key and where it stands.
     """
-    environ = os.environ if environ is None else environ
-    path, tables = _config_file(config, environ)
-    profile = profile or next((environ[name] for name in PROFILE_VARIABLES if environ.get(name)), DEFAULT_PROFILE)
-    found: dict[str, _Found] = {}
-    for layer in (
-        _from_tables(path, tables),
-        _from_profile(path, tables, profile),
-        _from_environment(environ),
-        _from_flags(flags or {}),
-    ):
-        found.update(_one_place(found, layer))
-    values = {name: _checked(name, *what) for name, what in found.items()}
-    transfer = TransferSettings(**{name.partition(".")[2]: value for name, value in values.items() if "." in name})
-    plain = {name: value for name, value in values.items() if "." not in name}
-    sources = {name: source for name, (_, source, _) in found.items()}
-    return Settings(**plain, transfer=transfer, profile=profile, config_file=path if tables else None, sources=sources)
+    given: dict[str, Any] = {**(flags or {}), "config": config, "profile": profile}
+    given = {name: value for name, value in given.items() if value is not None}
+    found = _found(given)
+    silenced = dict.fromkeys(_weaker_place(found))
+    try:
+        settings = Settings(**{**given, **silenced})
+    except ValidationError as error:
+        raise _explained(error, found) from None
+    settings._sources.update({name: source for name, (_, _, source) in found.items() if name not in silenced})  # noqa: SLF001
+    return settings
 
 
-def _one_place(found: dict[str, _Found], layer: dict[str, _Found]) -> dict[str, _Found]:
-    """`layer`, with `url` and `store` as the one question that they are: where the objects are.
-
-    A stronger source that answers it silences the weaker answer; in one source the server comes first.
-    """
-    if "url" in layer:
-        layer.pop("store", None)
-    if {"url", "store"} & layer.keys():
-        for name in ("url", "store"):
-            found.pop(name, None)
-    return layer
-
-
-def _from_flags(flags: Mapping[str, str | None]) -> dict[str, _Found]:
-    return {name: (value, f"option --{name}", True) for name, value in flags.items() if value is not None and name in _FLAGS}
-
-
-def _from_environment(environ: Mapping[str, str]) -> dict[str, _Found]:
-    """An empty variable counts as not set: that is how shells and Java's launcher unset one."""
-    found: dict[str, _Found] = {}
-    for name, key in _KEYS.items():
-        for variable in key.variables:
-            if environ.get(variable):
-                found[name] = (environ[variable], f"environment {variable}", True)
-                break
+def _found(given: dict[str, Any]) -> _Found:
+    """For each setting that anybody says something about: who is the strongest to do so, and what."""
+    flags, environment = InitSettingsSource(Settings, given), EnvSettingsSource(Settings)
+    found: _Found = {}
+    for rank, source in enumerate(Settings.settings_customise_sources(Settings, flags, environment, environment, environment)):
+        for name, raw in source().items():
+            label = source.origins[name] if isinstance(source, _Source) else None
+            found.setdefault(name, (rank, raw, label or (f"option --{name}" if source is flags else f"environment SCORE_{name.upper()}")))
     return found
 
 
-def _from_tables(path: Path, tables: dict[str, Any]) -> dict[str, _Found]:
-    return {
-        name: (raw, str(path), False) for name, raw in _flat({k: v for k, v in tables.items() if k != "profiles"}, "", str(path))
-    }
+def _weaker_place(found: _Found) -> list[str]:
+    """`url` and `store` answer one question, where the objects are: the one that must be silent, if both speak.
+
+    The stronger source wins; in the same one (both variables of the environment count as one) the server comes first.
+    """
+    if not {"url", "store"} <= found.keys():
+        return []
+    strength = {name: "environment" if (text := found[name][2]).startswith("environment") else text for name in ("url", "store")}
+    return ["store"] if strength["url"] == strength["store"] or found["url"][0] < found["store"][0] else ["url"]
 
 
-def _from_profile(path: Path, tables: dict[str, Any], profile: str) -> dict[str, _Found]:
-    profiles = tables.get("profiles", {})
-    if not isinstance(profiles, dict) or not all(isinstance(table, dict) for table in profiles.values()):
-        raise ConfigurationError(f"'profiles' in {path} must hold one table per profile, as in [profiles.{profile}]")
-    everyone = {name: list(_flat(table, "", f"profile {name} in {path}")) for name, table in profiles.items()}
-    if profile not in profiles:
-        if profile == DEFAULT_PROFILE:
-            return {}
-        known = ", ".join(sorted(profiles)) or "none"
-        raise ConfigurationError(f"There is no profile {profile!r} in {path}; profiles there: {known}")
-    return {name: (raw, f"profile {profile} in {path}", False) for name, raw in everyone[profile]}
-
-
-def _flat(table: Mapping[str, Any], prefix: str, source: str) -> Iterator[tuple[str, Any]]:
-    """Dotted names and raw values. Raises `ConfigurationError` for a name that does not exist."""
-    for key, raw in table.items():
-        name = prefix + key
-        if name == "transfer" and isinstance(raw, dict):
-            yield from _flat(raw, "transfer.", source)
-        elif name in _KEYS:
-            yield name, raw
-        else:
-            near = difflib.get_close_matches(name, _KEYS, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else "; docs/configuration.md lists all keys"
-            raise ConfigurationError(f"Unknown key {name!r} ({source}){hint}")
-
-
-def _checked(name: str, raw: Any, source: str, text: bool) -> Any:
-    key = _KEYS[name]
-    try:
-        return key.check(raw, text)
-    except ValueError as wanted:
-        got = "" if key.secret else f", got {str(raw)[:200]!r}"
-        raise ConfigurationError(f"{name} must be {wanted}{got} ({source})") from None
-
-
-def _config_file(named: str | os.PathLike[str] | None, environ: Mapping[str, str]) -> tuple[Path, dict[str, Any]]:
-    """The configuration file's path and content; a missing one is empty unless it was named."""
-    wanted = named if named is not None else environ.get(CONFIG_VARIABLE) or None
-    path = Path(wanted).expanduser().absolute() if wanted else platformdirs.user_config_path("score", appauthor=False) / "config.toml"
-    try:
-        with path.open("rb") as file:
-            mode = os.fstat(file.fileno()).st_mode
-            tables = tomllib.load(file)
-    except FileNotFoundError:
-        if wanted:
-            raise ConfigurationError(f"The configuration file {path} does not exist") from None
-        return path, {}
-    except OSError as error:
-        raise ConfigurationError(f"The configuration file {path} cannot be read: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigurationError(f"The configuration file {path} is not valid TOML: {_without_value(error)}") from None
-    if mode & _PRIVATE_MODE and _holds_secret(tables):
-        _log.warning("%s holds a token and other users can read it; run: chmod 600 %s", path, path)
-    return path, tables
-
-
-def _without_value(error: ValueError) -> str:
-    """tomllib's messages name the place, and a repeated key at most; never a value. Undecodable bytes would be quoted."""
-    return "it is not UTF-8" if isinstance(error, UnicodeDecodeError) else str(error)
-
-
-def _holds_secret(table: Mapping[str, Any]) -> bool:
-    return any(
-        _holds_secret(value) if isinstance(value, dict) else name in _KEYS and _KEYS[name].secret for name, value in table.items()
-    )
+def _explained(error: ValidationError, found: _Found) -> ConfigurationError:
+    """The first problem as one sentence, with the unit and the source."""
+    problem = error.errors(include_url=False)[0]
+    name = str(problem["loc"][0])
+    _, raw, source = found.get(name, (0, None, "unknown source"))
+    wanted = str(problem["ctx"]["error"]) if problem["type"] == "value_error" else problem["msg"].removeprefix("Input should be ")
+    unit = Settings.model_fields[name].description
+    if unit:
+        wanted += f" {unit}" if problem["type"] in {"greater_than_equal", "less_than_equal"} else f", in {unit}"
+    got = "" if name == "token" else f", got {str(raw)[:200]!r}"
+    return ConfigurationError(f"{name} must be {wanted}{got} ({source})")

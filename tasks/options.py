@@ -15,6 +15,8 @@ from prefect.context import TaskRunContext
 from score_core.transfer.policy import RetryPolicy
 from tasks.sessions import Ref
 
+KEPT_FOR: Final = timedelta(days=30)  # results of parts, if the transfer is never finished
+
 
 def retryable(_task: Task[Any, Any], run: TaskRun, state: State[Any]) -> bool:
     """Whether Prefect may try again: asks the direct engine's policy. A plain function: Prefect takes any other callable for "no"."""
@@ -34,18 +36,27 @@ def part_key(context: TaskRunContext, parameters: dict[str, Any]) -> str:
     ref: Ref = parameters["transfer"]
     facts = [parameters[name] for name in ("number", "count", "offset", "size", "digest")]
     raw = "|".join(map(str, ["v1", context.task.name, ref.object_id, ref.key, *facts, os.path.realpath(ref.path)]))
-    return f"{cache_folder(ref)}/part-{parameters['number']:06d}-{hashlib.sha256(raw.encode()).hexdigest()[:24]}"
+    return f"part-{parameters['number']:06d}-{hashlib.sha256(raw.encode()).hexdigest()[:24]}"
 
 
 def cache_folder(ref: Ref) -> str:
-    """Where the results of a transfer's parts lie below the result storage; removed when the transfer is finalised."""
-    return f"{ref.object_id}/{hashlib.sha256(ref.key.encode()).hexdigest()[:16]}"
+    """The folder of the results of a transfer's parts, also of failed ones."""
+    return f"{cache_folders(ref.object_id, ref.path)}{_short(ref.key)}"
+
+
+def cache_folders(object_id: str, path: str) -> str:
+    """How the names of the folders of this transfer and of its earlier beginnings start; removed when one is finalised."""
+    return f"{object_id}-{_short(os.path.realpath(path))}-"
+
+
+def _short(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 PART_OPTIONS: Final[dict[str, Any]] = {
     "task_run_name": "part-{number:06d}",
     "cache_policy": CacheKeyFnPolicy(cache_key_fn=part_key),
-    "cache_expiration": timedelta(days=30),
+    "cache_expiration": KEPT_FOR,
     "persist_result": True,
     "result_serializer": "json",
     "cache_result_in_memory": False,  # Prefect's in-memory cache is unlocked and shared by threads

@@ -113,6 +113,7 @@ class Transfer:
 
 
 _open: Final[dict[str, Transfer]] = {}
+_closed: Final[set[str]] = set()
 _engines: Final[dict[str | None, Engine]] = {}
 _closing: Final = ExitStack()
 _lock: Final = threading.Lock()
@@ -138,13 +139,21 @@ def add(session: Download | UploadSession, engine: Engine, path: str) -> Ref:
     ref = Ref(key=session.key, object_id=session.object_id, path=path)
     stop = engine.stop.child()
     with _lock:
+        _closed.discard(ref.key)
         _open[ref.key] = Transfer(ref, session, engine, stop, Throttle(engine.workers), session.urls.sign)
     return ref
 
 
 def get(ref: Ref) -> Transfer:
-    """The open transfer. Raises `ConfigurationError` when it was opened in another process."""
+    """The open transfer.
+
+    Raises:
+        Interrupted: it was closed before this part's turn came.
+        ConfigurationError: it was opened in another process.
+    """
     transfer = _open.get(ref.key)
+    if transfer is None and ref.key in _closed:
+        raise Interrupted
     if transfer is None:
         raise ConfigurationError(
             f"The transfer of object {ref.object_id} is not open in this process: run its parts with ThreadPoolTaskRunner"
@@ -153,14 +162,15 @@ def get(ref: Ref) -> Transfer:
 
 
 def stop_all(signal_number: int | None = None) -> None:
-    """Asks all transfers of this process to stop at their next block."""
-    for transfer in list(_open.values()):
-        transfer.stop.set(signal_number)
+    """Asks all transfers of this process, whole files too, to stop at their next block, and those that would come after them."""
+    for engine in list(_engines.values()):
+        engine.stop.set(signal_number)
 
 
 def close(ref: Ref) -> None:
     """Ends a transfer's use of its files. Quiet when it is closed already."""
     with _lock:
         transfer = _open.pop(ref.key, None)
+        _closed.add(ref.key)
     if transfer is not None:
         transfer.close()

@@ -1,6 +1,6 @@
 """The `score` command: what commands there are, how one is found and run, and what its end means for the exit code.
 
-Importing this is cheap: a command's own module, and cyclopts, are loaded when they are needed. `score --help` and `score version` need neither.
+Importing this is cheap: cyclopts and a command's own module are loaded when a command runs. `score --help` needs neither.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import os
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack, redirect_stderr, redirect_stdout
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 if TYPE_CHECKING:
     from cyclopts import App
@@ -98,7 +98,7 @@ def _run(argv: list[str]) -> tuple[int, bool]:
     stop = Stop()
     with Signals(stop) as signals, ExitStack() as stack:
         if "--silent" in argv:
-            nowhere = stack.enter_context(open(os.devnull, "w"))  # noqa: PTH123, PLW1514
+            nowhere = stack.enter_context(open(os.devnull, "w"))  # noqa: PTH123
             stack.enter_context(redirect_stdout(nowhere))
             stack.enter_context(redirect_stderr(nowhere))
         return _Run(argv, stop, signals).guarded(), stop.is_set()
@@ -124,8 +124,7 @@ class _Run:
             return self._show(self._result())
         except BrokenPipeError:
             # Nobody reads on. Python flushes stdout once more at its end: into nothing, so that it does not complain.
-            if sys.stdout is sys.__stdout__:
-                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
             return OTHER_CODE
         finally:
             logging.getLogger().removeHandler(handler)
@@ -144,7 +143,7 @@ class _Run:
             return Result(error=str(error), exit_code=error.exit_code)
         except BrokenPipeError:
             raise
-        except Exception as error:  # the edge: whatever it is, the user gets a sentence
+        except Exception as error:  # noqa: BLE001  # the edge: whatever it is, the user gets a sentence
             if "--debug" in self._argv:
                 say(redacted_traceback(error))
             what = f"Unexpected failure ({type(error).__name__}); run it again with --debug and report what it prints"

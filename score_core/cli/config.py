@@ -28,7 +28,7 @@ def show(
     return Result(
         {
             "profile": settings.profile,
-            "config_file": str(settings.config_file) if settings.config_file else None,
+            "config": str(settings.config) if settings.config else None,
             "settings": [dataclasses.asdict(found) for found in origins],
         },
         data=[f"{found.name} = {found.value}" + (f"  ({found.source})" if origin else "") for found in origins],

@@ -14,10 +14,10 @@ from score_core.cli.output import Result, of_reports
 from score_core.cli.signals import Signals
 from score_core.errors import Interrupted
 from score_core.model import TransferReport
-from score_core.settings import Settings, load
 from score_core.transfer.stop import Stop
 
 if TYPE_CHECKING:
+    from score_core.settings import Settings
     from score_core.transfer.engine import Engine
 
 Item = TypeVar("Item")
@@ -36,9 +36,9 @@ class GlobalOptions:
     json: Annotated[bool, Parameter(help="Print one JSON document on stdout, also on failure.", negative=())] = False
     progress: Annotated[str | None, Parameter(help="auto, bar, log (a line every 10 s) or none.")] = None
     debug: Annotated[bool, Parameter(help="Log what happens, and show tracebacks of unexpected errors.", negative=())] = False
-    workflow_exit_codes: Annotated[
-        bool, Parameter(help="Exit with 104 instead of 7, for workflow engines that retry it.", negative=())
-    ] = False
+    workflow_exit_codes: Annotated[bool, Parameter(help="Exit with 104 instead of 7, for workflow engines that retry it.", negative=())] = (
+        False
+    )
 
 
 class Context:
@@ -52,6 +52,8 @@ class Context:
     @cached_property
     def settings(self) -> Settings:
         """The settings, read on first use. Raises `ConfigurationError`."""
+        from score_core.settings import load
+
         options = self.options
         flags = {"store": options.store, "url": options.url, "progress": options.progress}
         return load(flags, config=options.config, profile=options.profile)

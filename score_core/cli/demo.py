@@ -70,7 +70,7 @@ def demo(
     Example: score demo --keep
     """
     with _folder(keep=keep) as folder:
-        settings = Settings(data_dir=folder / "data", transfer=dataclasses.replace(Settings().transfer, part_size_bytes=_PART_BYTES))
+        settings = Settings(data_dir=folder / "data", part_size_bytes=_PART_BYTES, config=Path(os.devnull), url=None, store=None)
         files = _made(folder)
         _kill_and_resume(files[0], settings, context.stop)
         with open_engine(settings, stop=context.stop) as engine:
@@ -192,7 +192,7 @@ def _refuses_wrong_bit(engine: Engine, file: _File, folder: Path) -> bool:
         operations.upload(engine, UploadItem(other_id, copy, file.md5))
     except ObjectMismatch as error:
         published = engine.repository.exists(other_id)
-        say(f"6. One bit of {file.path.name} flipped, uploaded under its old MD5: refused ({error}); published: {'yes' if published else 'no'}")
+        say(f"6. One bit of {file.path.name} flipped, uploaded under its old MD5: {'published!' if published else 'refused'}: {error}")
         return not published
     say(f"6. One bit of {file.path.name} flipped, uploaded under its old MD5: accepted, which must not happen")
     return False

@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any, Final, Self
 from score_core.cli.output import say
 from score_core.errors import redact
 from score_core.model import TransferReport
-from score_core.settings import ProgressMode
 
 if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
     from rich.progress import TaskID
+
+    from score_core.settings import ProgressMode
 
 _LINE_EVERY_S: Final = 10.0
 

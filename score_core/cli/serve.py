@@ -35,10 +35,10 @@ def serve(
         raise ConfigurationError(f"--port must be from 0 to 65535, got {port}")
     store = LocalStore(folder)
     server = ByteServer(store, host, port, allow_public=allow_public)
-    server.start()
-    print(server.url, flush=True)  # at once, not at the end: somebody waits for it
-    say(f"Serving {store.label}; stop with Ctrl-C")
     with context.signals.graceful():
+        server.start()
+        print(server.url, flush=True)  # at once, not at the end: somebody waits for it
+        say(f"Serving {store.label}; stop with Ctrl-C")
         while not context.stop.wait(3600):  # a signal ends the wait: its handler sets the flag
             pass
     server.close()

@@ -89,11 +89,11 @@ def _facts(context: Context) -> Iterator[tuple[str, str]]:
     yield "version", __version__
     yield "python", platform.python_version()
     yield "profile", settings.profile
-    yield "config file", str(settings.config_file or "none")
+    yield "config file", str(settings.config or "none")
     yield "objects", redact(settings.url or settings.store or f"file://{settings.data_dir / 'store'}")
     yield "token", "none" if settings.token is None else f"set ({settings.sources['token']})"
-    yield "validate", settings.validate
-    yield "workers", str(settings.transfer.workers)
+    yield "validation", settings.validation
+    yield "workers", str(settings.workers)
 
 
 def version() -> Result:

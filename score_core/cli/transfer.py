@@ -24,9 +24,14 @@ from score_core.transfer.engine import Engine
 _COMPUTE: Final = "compute"
 _TO_THE_END: Final = -1  # the Java client's default for --length
 
+_MANIFEST_HELP: Final = "A manifest instead: path, http(s) address, or - for standard input."
+
+Manifest = Annotated[str | None, Parameter(allow_leading_hyphen=True, help=_MANIFEST_HELP)]  # hyphen: for "-"
 ObjectIds = Annotated[
     list[str] | None,
-    Parameter(name="--object-id", consume_multiple=True, negative=(), show_default=False, help="Ids of objects, separated by spaces or commas."),
+    Parameter(
+        name="--object-id", consume_multiple=True, negative=(), show_default=False, help="Ids of objects, separated by spaces or commas."
+    ),
 ]
 Force = Annotated[bool, Parameter(negative=(), show_default=False, help="Replace what is there, once the new one is proven good.")]
 
@@ -36,7 +41,7 @@ def upload(
     file: Annotated[Path | None, Parameter(help="The file to upload.")] = None,
     object_id: Annotated[str | None, Parameter(help="The id of the object it becomes.")] = None,
     md5: Annotated[str | None, Parameter(help="The MD5 that the file must have, or 'compute' to trust the file as it is.")] = None,
-    manifest: Annotated[str | None, Parameter(help="A manifest instead: path, http(s) address, or - for stdin.")] = None,
+    manifest: Manifest = None,
     force: Force = False,
     context: Injected,
 ) -> Result:
@@ -80,7 +85,7 @@ def _single_upload(file: Path | None, object_id: str | None, md5: str | None) ->
 def download(
     *,
     object_id: ObjectIds = None,
-    manifest: Annotated[str | None, Parameter(help="A manifest of 11 columns instead: path, http(s) address, or - for stdin.")] = None,
+    manifest: Manifest = None,
     output_dir: Annotated[Path, Parameter(help="The folder for the files; it is made if missing.")],
     output_layout: Annotated[str, Parameter(help="filename, bundle (a folder per analysis) or id.")] = "filename",
     offset: Annotated[int, Parameter(help="Begin at this byte of the object.")] = 0,
@@ -101,7 +106,7 @@ def download(
     """
     if (object_id is None) == (manifest is None):
         raise ConfigurationError("Give either --object-id or --manifest")
-    validation = _choice("--validate", validate, get_args(Validation)) if validate else context.settings.validate
+    validation = _choice("--validate", validate, get_args(Validation)) if validate else context.settings.validation
     options = DownloadOptions(
         output_dir=output_dir,
         layout=cast("OutputLayout", _choice("--output-layout", output_layout, get_args(OutputLayout))),
@@ -143,13 +148,14 @@ def _ids(given: Sequence[str]) -> list[str]:
 def verify(
     *paths: Annotated[Path, Parameter(help="Local files.")],
     object_id: ObjectIds = None,
-    manifest: Annotated[str | None, Parameter(help="A manifest instead: of uploads, or with --output-dir of downloads.")] = None,
+    manifest: Manifest = None,
     output_dir: Annotated[Path | None, Parameter(help="The folder that the files of a download manifest are in.")] = None,
     context: Injected,
 ) -> Result:
     """Compare local files with what the repository says of them; nothing is moved.
 
-    Exit code 6 means that a file differs; the message says in which part.
+    Exit code 6 means that a file differs; the message says in which part. The
+    manifest is one of uploads, or with --output-dir one of downloads.
 
     Example: score verify data/a.bam --object-id 5e0a7a2c-6d3e-5b0f-9c55-0d6a4f0e7b11
 
@@ -201,7 +207,7 @@ def url(
     try:
         if settings.serve_url is None and repository.label.startswith("file://"):
             raise ConfigurationError(
-                f"Nobody would answer an address into {redact(repository.label)}; run `score serve` and set SCORE_SERVE_URL to what it prints"
+                f"Nobody would answer an address into {redact(repository.label)}; run `score serve` and set SCORE_SERVE_URL to its address"
             )
         signed = repository.sign_external(check_object_id(object_id))
     finally:

@@ -19,11 +19,10 @@ def build(commands: Mapping[str, str], dispatch: Dispatch) -> App:
 
     Global options are taken off the command line wherever they stand; `dispatch` gets them and the other tokens.
     """
-    app = App(
-        name="score", help_format="plaintext", help_formatter="plain", version=f"Score for Python\n  Version: {__version__}"
-    )
+    app = App(name="score", help_format="plaintext", help_formatter="plain", version=f"Score for Python\n  Version: {__version__}")
     for name, where in commands.items():
         app.command(where, name=name)
+
     @app.meta.default
     def launch(
         *tokens: Annotated[str, Parameter(show=False, allow_leading_hyphen=True)],

@@ -270,6 +270,8 @@ def _take_up(file: PartFile, spec: ObjectSpec, span: Span) -> tuple[Journal | No
     if journal is None:
         return None, []
     header = journal.header
+    if file.size == 0 and header.size:  # the bytes were deleted: nothing that is known of them may outlive them
+        return None, [f"Starting afresh: {file.path.name} is gone"]
     if header.object_id != spec.object_id or (header.offset, header.size) != (span.offset, span.size):
         put_aside(path)
         return None, [f"Starting afresh: {path.name} belongs to another download (object {header.object_id})"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -68,9 +68,9 @@ class Engine:
             return there.report(path)
         run = _Run(self, session, path.name)
         try:
-            hasher = _SourceHasher(session, run.stop)
+            hasher = _SourceHasher(session, run)
             run.move(session.parts)
-            session.publish(hasher.result(run))
+            session.publish(hasher.result())
         finally:
             run.finish()
         return replace(run.report(str(path), "uploaded", began), md5=md5, validation="both")
@@ -79,7 +79,7 @@ class Engine:
 def _fetch_and_verify(run: _Run, download: Download) -> str | None:
     follower = threading.Thread(target=download.hasher.follow, args=(run.stop,), daemon=True, name="score-md5")
     if download.hashes_whole:
-        follower.start()
+        run.start(follower)
     run.move(download.parts)
     if download.hashes_whole:
         run.wait_for(follower)
@@ -98,22 +98,22 @@ def _fetch_and_verify(run: _Run, download: Download) -> str | None:
 class _SourceHasher:
     """`digest_source` in a thread beside the senders; a wrong MD5 stops them at once, long before the last part is sent."""
 
-    def __init__(self, session: UploadSession, stop: Stop) -> None:
+    def __init__(self, session: UploadSession, run: _Run) -> None:
         self._session = session
-        self._stop = stop
+        self._of = run
         self._digest: SourceDigest | None = None
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._run, daemon=True, name="score-md5")
-        self._thread.start()
+        run.start(self._thread)
 
     def _run(self) -> None:
         try:
-            self._digest = digest_source(self._session.source, self._session.parts, stop=self._stop)
+            self._digest = digest_source(self._session.source, self._session.parts, stop=self._of.stop)
         except BaseException as error:  # noqa: BLE001  # handed to the thread that calls `result`
             self._error = error
 
-    def result(self, run: _Run) -> SourceDigest:
-        run.wait_for(self._thread)
+    def result(self) -> SourceDigest:
+        self._of.wait_for(self._thread)
         if self._error is not None:
             raise self._error
         assert self._digest is not None
@@ -156,14 +156,19 @@ class _Run:
     def note(self, message: str) -> None:
         self.engine.progress.note(self.object_id, message)
 
+    def start(self, thread: threading.Thread) -> None:
+        """Starts a thread that uses the session's file: `finish` ends it before the file is closed."""
+        self._threads.append(thread)
+        thread.start()
+
     def move(self, parts: Sequence[Part]) -> None:
         """Brings every part to its place, several at once, each until it succeeds or fails for good; the first final failure ends all."""
         waiting = deque(parts)
         count = min(self.engine.workers, len(waiting))
-        self._threads = [threading.Thread(target=self._work, args=(waiting,), daemon=True, name=f"score-part-{n}") for n in range(count)]
-        for thread in self._threads:
-            thread.start()
-        for thread in self._threads:
+        threads = [threading.Thread(target=self._work, args=(waiting,), daemon=True, name=f"score-part-{n}") for n in range(count)]
+        for thread in threads:
+            self.start(thread)
+        for thread in threads:
             self.wait_for(thread)
         if self._error is not None:
             raise self._error
@@ -201,7 +206,7 @@ class _Run:
         self.stop.set()
 
     def _until_done(self, part: Part) -> PartReceipt:
-        tries = 0
+        tries, alike = 0, Counter[type[ScoreError]]()
         while True:
             tries += 1
             counted = _Counted(self)
@@ -213,7 +218,8 @@ class _Run:
                 return receipt
             except ScoreError as error:
                 counted.take_back()
-                pause = self.engine.policy.pause_s(error, tries)
+                alike[type(error)] += 1
+                pause = self.engine.policy.pause_s(error, tries, alike=alike[type(error)])
                 if pause is None:
                     raise self._final(error, part, tries) from error.__cause__
                 self._before_retry(error, part, pause)
@@ -299,6 +305,7 @@ class Throttle:
         self._well = 0
         self._quiet_until = 0.0
         self._clock = clock
+        self._waiting: deque[object] = deque()
         self._changed = threading.Condition()
 
     @property
@@ -307,7 +314,7 @@ class Throttle:
 
     @contextmanager
     def slot(self, stop: Stop) -> Iterator[None]:
-        """Waits for a place and holds it. Raises `Interrupted` when `stop` is set meanwhile."""
+        """Waits for a place and holds it, first come, first served. Raises `Interrupted` when `stop` is set meanwhile."""
         self._enter(stop)
         try:
             stop.check()
@@ -315,23 +322,27 @@ class Throttle:
         finally:
             with self._changed:
                 self._running -= 1
-                self._changed.notify()
+                self._changed.notify_all()
 
     def _enter(self, stop: Stop) -> None:
+        ticket = object()
         with self._changed:
+            self._waiting.append(ticket)
             while not stop.is_set():
                 quiet_s = self._quiet_until - self._clock()
-                if quiet_s <= 0 and self._running < self._allowed:
+                if quiet_s <= 0 and self._running < self._allowed and self._waiting[0] is ticket:
                     break
                 self._changed.wait(_TICK_S)
+            self._waiting.remove(ticket)
             self._running += 1
+            self._changed.notify_all()
 
     def went_well(self) -> None:
         with self._changed:
             self._well += 1
             if self._well >= 2 * self._allowed and self._allowed < self._most:
                 self._allowed, self._well = self._allowed + 1, 0
-                self._changed.notify()
+                self._changed.notify_all()
 
     def went_badly(self, quiet_s: float) -> None:
         with self._changed:

@@ -82,11 +82,11 @@ class HttpTransport:
             response = self._pools.open("GET", url, headers)
             try:
                 _check_answer(response, byte_range, url)
+                _check_version(response, if_match)
                 self._receive(response, byte_range.size, sink, stop)
             except BaseException:
                 response.close()
                 raise
-            response.drain_conn()
             response.release_conn()
 
     def _receive(self, response: urllib3.BaseHTTPResponse, size: int, sink: Sink, stop: Stop | None) -> None:
@@ -99,11 +99,11 @@ class HttpTransport:
             block = response.read1(min(_READ_BYTES, missing))
             if not block:
                 raise TransientError(f"The connection ended {missing} bytes before the end of the part")
-            if len(block) > missing:
-                raise TransientError("The store sent more bytes than the part has")
             sink(block)
             missing -= len(block)
             watch.saw(len(block))
+        if response.read1(1):  # also what takes the end of a chunked body off the connection
+            raise TransientError("The store sent more bytes than the part has")
 
     def put(self, size: int, url: SignedUrl, blocks: Iterable[Buffer], *, stop: Stop | None = None) -> PutReply:
         headers = {"Content-Length": str(size), **url.headers}
@@ -199,12 +199,21 @@ def _check_answer(response: urllib3.BaseHTTPResponse, wanted: ByteRange, url: Si
         match = _CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", "").strip())
         if match is None or (int(match[1]), int(match[2]) + 1) != (wanted.offset, wanted.end):
             raise TransientError("The store answered with another byte range than was asked for")
+        if response.headers.get("Content-Length", str(wanted.size)) != str(wanted.size):
+            raise TransientError("The store announced another number of bytes than was asked for")
         return
     if response.status == 200:
         if wanted.offset == 0 and response.headers.get("Content-Length") == str(wanted.size):
             return  # the whole object was wanted and came
         raise PermanentError("The store ignores byte ranges (status 200 instead of 206), so parts cannot be fetched from it")
     raise _refusal(response, url)
+
+
+def _check_version(response: urllib3.BaseHTTPResponse, wanted: str | None) -> None:
+    """For stores, and proxies before them, that do not know `If-Match`."""
+    etag = response.headers.get("ETag", "").strip().removeprefix("W/").strip('"')
+    if wanted is not None and etag and etag != wanted:
+        raise ChangedError("The object was replaced while it was transferred; run the same command again to fetch the new one")
 
 
 def _check_put(response: urllib3.BaseHTTPResponse, url: SignedUrl) -> None:
@@ -260,11 +269,11 @@ def _retry_after_s(response: urllib3.BaseHTTPResponse) -> float | None:
     value = response.headers.get("Retry-After")
     if value is None:
         return None
-    if value.strip().isdigit():
+    if value.isascii() and value.strip().isdigit():
         return float(value)
     try:
         return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
 
 

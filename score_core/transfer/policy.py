@@ -47,9 +47,12 @@ class RetryPolicy:
     cap_s: float = 20.0
     rng: random.Random = field(default_factory=random.Random, repr=False, compare=False)
 
-    def pause_s(self, error: BaseException, attempt: int) -> float | None:
-        """Seconds to wait after failed `attempt` (1 is the first), None when it must not be tried again."""
-        if not is_retryable(error) or attempt >= self._limit(error):
+    def pause_s(self, error: BaseException, attempt: int, *, alike: int | None = None) -> float | None:
+        """Seconds to wait after failed `attempt` (1 is the first), None when it must not be tried again.
+
+        `alike` is how many of these attempts failed in this way; by default all did.
+        """
+        if not is_retryable(error) or attempt >= self.attempts or (alike or attempt) >= self._limit(error):
             return None
         if needs_new_url(error):
             return 0.0

@@ -68,9 +68,7 @@ def left_behind(folder: Path) -> str:
     return "\n".join(path.read_text(errors="replace") for path in folder.rglob("*") if path.is_file())
 
 
-def test_refusing_bucket_does_not_leak(
-    score: Score, bucket: ThreadingHTTPServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_refusing_bucket_does_not_leak(score: Score, bucket: ThreadingHTTPServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name, value in PLANTED.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("SCORE_PART_SIZE_BYTES", str(20 << 20))

@@ -47,7 +47,9 @@ def stored_parts() -> int:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_interrupted_upload_resumes(start: Start, score: Score, relay: Callable[[float], Relay], big_file: Path, number: signal.Signals) -> None:
+def test_interrupted_upload_resumes(
+    start: Start, score: Score, relay: Callable[[float], Relay], big_file: Path, number: signal.Signals
+) -> None:
     argv = ("upload", "--file", big_file, "--object-id", OBJECT_ID, "--md5", md5_of(big_file), "--json")
     process = start(*argv, SCORE_SERVE_URL=relay(SLOW).url, SCORE_WORKERS="2")
     wait_until(lambda: stored_parts() >= 4)

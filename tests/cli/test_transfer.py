@@ -11,7 +11,7 @@ from tests.cli.conftest import OBJECT_ID, PART_BYTES, Score, manifest_of, md5_of
 
 
 def download_row(name: str, file_name: str = "", analysis: str = "", size: str = "", md5: str = "") -> str:
-    return "\t".join(["", analysis, name, "", file_name, size, md5, "", "", "", ""])
+    return f"\t{analysis}\t{name}\t\t{file_name}\t{size}\t{md5}\t\t\t\t"
 
 
 def download_manifest(path: Path, *rows: str) -> Path:
@@ -87,7 +87,10 @@ def test_verify_by_manifests(score: Score, some_file: Path) -> None:
     upload_some(score, some_file)
     score("download", "--object-id", OBJECT_ID, "--output-dir", "out")
     assert score("verify", "--manifest", manifest_of(Path("up.tsv"), [(OBJECT_ID, some_file, md5_of(some_file))])).code == 0
-    assert score("verify", "--manifest", download_manifest(Path("d.tsv"), download_row(OBJECT_ID, "some.bin")), "--output-dir", "out").code == 0
+    assert (
+        score("verify", "--manifest", download_manifest(Path("d.tsv"), download_row(OBJECT_ID, "some.bin")), "--output-dir", "out").code
+        == 0
+    )
 
 
 def test_url_with_a_running_server(

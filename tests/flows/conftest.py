@@ -100,7 +100,8 @@ class Site:
         return object_id, path
 
     def cached_results(self) -> list[Path]:
-        return [path for path in self.results.rglob("*") if path.is_file()]
+        """The files of parts' results, failed ones' not counted."""
+        return list(self.results.rglob("part-*"))
 
     def puts(self) -> list[int]:
         """The numbers of the parts that were sent whole and taken, in order."""

@@ -12,6 +12,7 @@ from flows.batch import batch
 from flows.download import download
 from flows.upload import upload
 from score_core.errors import AccessDenied, BatchError, ConfigurationError, Conflict, ObjectMismatch, ObjectNotFound, PartMismatch
+from score_core.operations import file_md5
 from score_core.repository.direct import DirectRepository
 from score_core.session import open_engine
 from score_core.settings import load
@@ -107,13 +108,12 @@ def test_other_local_file_needs_force(site):
     assert same(site.out / path.name, path)
 
 
-def test_store_parameter_beats_the_settings(site):
+def test_store_parameter_beats_the_settings(site, monkeypatch):
+    monkeypatch.delenv("SCORE_SERVE_URL")
     path, object_id, other = site.file(2), new_id(), (site.folder / "other").as_uri()
 
-    with open_engine(load({"store": other}, environ={"SCORE_PART_SIZE_BYTES": str(PART_BYTES)})) as engine:
-        sessions.use_engine(other, engine)
-        upload(str(path), object_id, store=other)
-        download(object_id, str(site.out), store=other)
+    upload(str(path), object_id, store=other)
+    download(object_id, str(site.out), store=other)
 
     assert same(site.out / path.name, path)
     assert site.proxy.seen == []
@@ -124,15 +124,16 @@ def test_store_parameter_beats_the_settings(site):
 
 def manifest_of(folder: Path, rows: list[tuple[str, Path]]) -> str:
     path = folder / "upload.tsv"
-    path.write_text("object_id\tpath\tmd5\n" + "".join(f"{object_id}\t{file}\t\n" for object_id, file in rows))
+    md5s = [file_md5(file) if file.exists() else "0" * 32 for _, file in rows]
+    path.write_text("object_id\tpath\tmd5\n" + "".join(f"{row[0]}\t{row[1]}\t{md5}\n" for row, md5 in zip(rows, md5s, strict=True)))
     return str(path)
 
 
 def downloads_of(folder: Path, rows: list[tuple[str, Path]]) -> str:
-    names = "repo_code file_id object_id file_format file_name file_size md5_sum index_object_id donor_id project_id study".split()
-    lines = [["", "", object_id, "BAM", file.name, str(file.stat().st_size), "", "", "", "", ""] for object_id, file in rows]
+    names = "repo_code file_id object_id file_format file_name file_size md5_sum index_object_id donor_id project_id study"
+    lines = ["\t".join(["", "", object_id, "BAM", file.name, str(file.stat().st_size), "", "", "", "", ""]) for object_id, file in rows]
     path = folder / "download.tsv"
-    path.write_text("\n".join("\t".join(line) for line in [names, *lines]) + "\n")
+    path.write_text("\n".join([names.replace(" ", "\t"), *lines]) + "\n")
     return str(path)
 
 
@@ -160,13 +161,15 @@ def test_bad_file_does_not_stop_the_batch(site):
 
 
 def test_batch_again_does_only_what_is_missing(site):
-    rows = [(new_id(), site.file(1, "one.bam")), (new_id(), site.folder / "late.bam")]
+    rows = [(new_id(), site.file(1, "one.bam")), (new_id(), site.file(1, "late.bam", seed=2))]
+    manifest = manifest_of(site.folder, rows)
+    (site.folder / "late.bam").unlink()
     with pytest.raises(BatchError):
-        batch(manifest_of(site.folder, rows), "upload")
+        batch(manifest, "upload")
     site.file(1, "late.bam", seed=2)
     site.proxy.forget()
 
-    reports = batch(manifest_of(site.folder, rows), "upload")
+    reports = batch(manifest, "upload")
 
     assert [report["outcome"] for report in reports] == ["already there", "uploaded"]
     assert len(site.puts()) == 1
@@ -335,13 +338,14 @@ def test_attempts_come_from_the_settings(site, monkeypatch):
 
 
 def test_failure_does_not_wait_for_a_pausing_part(site):
-    """Part 1 is told to come back in a minute; part 4 fails for good meanwhile, and the flow with it."""
+    """Part 1 pauses for half a minute after an error; part 4 fails for good meanwhile, and the flow with it."""
     object_id, _ = site.stored(4)
-    site.proxy.inject(busy(503, retry_after_s=60), when=part(1, PART_BYTES))
-    site.proxy.inject(denied(), when=part(4, PART_BYTES))
+    site.proxy.inject(Answer(500), when=part(1, PART_BYTES))
+    site.proxy.inject(Answer(404), when=part(4, PART_BYTES))
     began = time.monotonic()
 
-    with pytest.raises((AccessDenied,)):
+    with open_engine(load()) as engine, pytest.raises(ObjectNotFound, match="Part 4 of object"):
+        sessions.use_engine(None, dataclasses.replace(engine, policy=dataclasses.replace(engine.policy, base_s=60.0, cap_s=60.0)))
         download(object_id, str(site.out))
 
     assert time.monotonic() - began < 20
@@ -353,9 +357,9 @@ def test_expired_url_is_signed_again(site):
 
     report = download(object_id, str(site.out))
 
-    assert (report["signings"], report["retries"]) == (2, 1)
-    signed = {name for name in task_runs(f"download {object_id}", 11) if name.startswith("sign-")}
-    assert signed == {"sign-000001", "sign-000002"}
+    assert report["retries"] == 1
+    assert 2 <= report["signings"] <= 4  # parts that had no URL at hand yet may ask before part 2 does
+    assert {"sign-000001", "sign-000002"} <= set(task_runs(f"download {object_id}", 11))
     assert same(site.out / path.name, path)
 
 

@@ -59,6 +59,14 @@ def test_one_attempt_means_one(error: ScoreError) -> None:
     assert RetryPolicy(attempts=1).pause_s(error, 1) is None
 
 
+def test_failures_of_each_kind_are_counted_apart() -> None:
+    policy = RetryPolicy(attempts=10)
+    assert policy.pause_s(AccessDenied("x"), 8, alike=1) == 0
+    assert policy.pause_s(AccessDenied("x"), 9, alike=2) is None
+    assert policy.pause_s(MISMATCH, 9, alike=1) is not None
+    assert policy.pause_s(MISMATCH, 10, alike=1) is None
+
+
 @given(st.integers())
 def test_retry_after_is_honoured(seed: int) -> None:
     policy = RetryPolicy(rng=random.Random(seed))
