@@ -11,7 +11,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Literal, TypeVar
 
@@ -64,13 +64,17 @@ class DownloadItem:
 
 @dataclass(frozen=True, slots=True)
 class DownloadOptions:
-    """How objects are put into a folder. `force` replaces what has the target's name, once the new file is verified."""
+    """How objects are put into a folder. `force` replaces what has the target's name, once the new file is verified.
+
+    `claimed` collects which object got which target: two objects of one batch must not replace each other.
+    """
 
     output_dir: Path
     layout: OutputLayout = "filename"
     span: Span = WHOLE
     validation: Validation = "auto"
     force: bool = False
+    claimed: dict[Path, str] = field(default_factory=dict, compare=False, repr=False)
 
 
 def upload(engine: Engine, item: UploadItem, *, force: bool = False) -> TransferReport:
@@ -107,6 +111,8 @@ def plan_download(engine: Engine, item: DownloadItem, options: DownloadOptions) 
     spec = engine.repository.describe(item.object_id)
     check_expectations(item, spec)
     target = target_of(item, spec, options)
+    if options.claimed.setdefault(target, spec.object_id) != spec.object_id:
+        raise Conflict(f"{target} is also the name of object {options.claimed[target]}: download one of them with --output-layout id")
     return spec, target, None if options.force else already_there(spec, target, options, stop=engine.stop)
 
 

@@ -27,7 +27,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler
 from random import Random
-from typing import Any, Final
+from typing import Any, Final, Self
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from score_core.checksum import md5_hex
@@ -380,12 +380,19 @@ class FaultProxy:
         """Counts from nothing again."""
         self.seen.clear()
 
+    def wait_until_left(self, timeout_s: float) -> bool:
+        """Waits until no client is connected any more, such as after killing the only one; False if some still are."""
+        deadline = time.monotonic() + timeout_s
+        while self._server.connections and time.monotonic() < deadline:
+            self.closing.wait(0.01)
+        return not self._server.connections
+
     def close(self) -> None:
         self.closing.set()
         self._server.shutdown()
         self._server.server_close()
 
-    def __enter__(self) -> FaultProxy:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -557,6 +564,10 @@ class _Server(socketserver.ThreadingTCPServer):
         self.forget(request)
         super().shutdown_request(request)
 
+    @property
+    def connections(self) -> int:
+        return len(self._open)
+
     def forget(self, connection: socket.socket) -> None:
         self._open.discard(connection)
 
@@ -570,8 +581,8 @@ class _Server(socketserver.ThreadingTCPServer):
 class Disguise:
     """A store whose ETags are not MD5s, as with SSE-KMS: what `inner` answers is hidden behind a secret of this object.
 
-    `store` speaks in hidden ETags of parts; `fault` hides those that PUTs answer, so both agree. `shape` says how they look: `kms` as MD5s that are none, with
-    S3's header, `opaque` and `composite` as what no MD5 looks like.
+    `store` speaks in hidden ETags of parts; `fault` hides those that PUTs answer, so both agree. `shape` says how they look: `kms` as MD5s
+    that are none, with S3's header, `opaque` and `composite` as what no MD5 looks like.
     """
 
     def __init__(self, inner: MultipartStore, shape: str) -> None:
