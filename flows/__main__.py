@@ -140,7 +140,7 @@ def _signals() -> Iterator[list[int]]:
     """
     came: list[int] = []
     heard, told = socket.socketpair()
-    told.setblocking(False)
+    told.settimeout(0)  # never wait in a signal handler
 
     def interrupt(number: int, _frame: object) -> None:
         came.append(number)

@@ -102,11 +102,11 @@ def _upload_manifest(work: Path, files: list[Path], ids: dict[Path, str], md5s: 
 
 def _download_manifest(work: Path, files: list[Path], ids: dict[Path, str], md5s: dict[Path, str]) -> Path:
     manifest = work / "download.tsv"
-    names = ["repo_code", "file_id", "object_id", "file_format", "file_name", "file_size", "md5_sum", "index_object_id", "donor_id", "project_id", "study"]
+    names = "repo_code file_id object_id file_format file_name file_size md5_sum index_object_id donor_id project_id study"
     rows = [
         "\t".join(("", "", ids[path], path.suffix[1:], path.name, str(path.stat().st_size), md5s[path], "", "", "", "")) for path in files
     ]
-    manifest.write_text("\n".join(["\t".join(names), *rows]) + "\n")
+    manifest.write_text("\n".join([names.replace(" ", "\t"), *rows]) + "\n")
     return manifest
 
 

@@ -15,7 +15,7 @@ from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.futures import PrefectFuture, as_completed
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
-from score_core.errors import Interrupted
+from score_core.errors import IntegrityError, Interrupted
 from score_core.model import Outcome, Part, TransferReport
 from tasks import sessions
 from tasks.integrity import find_damaged, verify_md5
@@ -79,7 +79,7 @@ def move_again(opened: Transfer, task: Task[Any, Any], results: Path, numbers: S
 
 
 def _configured(opened: Transfer, task: Task[Any, Any], results: Path) -> Task[Any, Any]:
-    """The task as this machine's settings want it; its results in the transfer's own folder, as Prefect names those of failures at random."""
+    """The task as this machine's settings want it. Its results have the transfer's own folder: Prefect names those of failures at random."""
     return task.with_options(result_storage=results / cache_folder(opened.ref), retries=opened.engine.policy.attempts - 1)
 
 
@@ -141,12 +141,15 @@ def error_of(future: PrefectFuture[Any]) -> BaseException:
 
 
 def _explained(failure: BaseException, proof: PrefectFuture[Any] | None) -> BaseException:
-    """The failure of the proof, if that is what made the parts stop."""
-    if isinstance(failure, Interrupted) and proof is not None:
-        proof.wait()
-        if proof.state.is_failed() and not isinstance(error := error_of(proof), Interrupted):
-            return error
-    return failure
+    """The failure of the proof, if that made the parts fail: it stops them, and a wrong MD5 drops the upload that they belong to."""
+    if proof is None:
+        return failure
+    proof.wait()  # it was told to stop too
+    if not proof.state.is_failed():
+        return failure
+    error = error_of(proof)
+    explains = isinstance(error, IntegrityError) or (isinstance(failure, Interrupted) and not isinstance(error, Interrupted))
+    return error if explains else failure
 
 
 class _Meter:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import re
 from collections.abc import Iterator, Sequence
 
 from score_core.checksum import EMPTY_MD5, is_md5_shaped
@@ -14,6 +15,7 @@ from score_core.repository import layout
 from score_core.repository.uploads import UploadState
 from score_core.stores.base import ListedPart, MultipartStore, StoredObject
 
+_COMPOSITE = re.compile(r"[0-9a-f]{32}-\d+")  # other forms of ETags say nothing about the parts
 _EMPTY_UPLOAD_ID = "empty"  # an empty object has no parts, and S3 completes no upload without parts
 
 
@@ -111,7 +113,15 @@ class DirectRepository:
         upload = Upload(object_id, upload_id, size, parts, md5, file_name=file_name)
         if parts:
             self._state.save(upload)
+        if not overwrite and self.exists(object_id):  # published by somebody else between our look and our beginning
+            self._drop(upload)
+            raise Conflict(f"Object {object_id} was published in {self.label} by another upload in the same moment; --force replaces it")
         return upload
+
+    def _drop(self, upload: Upload) -> None:
+        if upload.parts:
+            self._store.abort_multipart(layout.data_key(upload.object_id), upload.upload_id)
+            self._state.drop(upload.object_id, upload.upload_id)
 
     def sign_uploads(self, upload: Upload, parts: Sequence[Part], *, content_md5: bool = False) -> list[SignedUrl]:
         key = layout.data_key(upload.object_id)
@@ -139,8 +149,20 @@ class DirectRepository:
                         f"The upload of object {upload.object_id} is gone from {self.label} and the object is not there; upload it again",
                         status=404,
                     ) from None
+        self._check_still_ours(upload, parts)
         self._write_spec(upload, parts, sealed=sealed)
+        self._check_still_ours(upload, parts)
         self._state.drop(upload.object_id, upload.upload_id)
+
+    def _check_still_ours(self, upload: Upload, parts: Sequence[StoredPart]) -> None:
+        """Two uploads that began in the same moment both complete; the specification must be that of the bytes that stayed."""
+        if not upload.parts or any(part.etag != part.md5 for part in parts):
+            return  # encrypted with other keys: no ETag says anything about the bytes
+        data = self._head_data(upload.object_id)
+        if _COMPOSITE.fullmatch(data.etag) and data.etag != composite_etag([part.etag for part in parts]):
+            raise Conflict(
+                f"Object {upload.object_id} was replaced by another upload in the same moment; compare, and use --force if yours is right"
+            )
 
     def _write_spec(self, upload: Upload, parts: Sequence[StoredPart], *, sealed: bool) -> None:
         digests = {part.number: part.md5 for part in parts}

@@ -5,8 +5,8 @@
     proxy.inject(Reset(after=1000), when=share(0.3, random.Random(7)))
     assert proxy.tries(3) == 2
 
-What a fault does to "the bytes" it does to those of the part: the request's body of a PUT, the answer's of a GET. The proxy neither checks nor changes
-signatures; stores that sign the host need to be opened with `proxy.url` as their endpoint.
+What a fault does to "the bytes" it does to those of the part: the request's body of a PUT, the answer's of a GET. The proxy neither
+checks nor changes signatures; stores that sign the host need to be opened with `proxy.url` as their endpoint.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import struct
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler
 from random import Random
@@ -456,7 +456,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _slices(self, limit: int | None) -> Iterator[bytes]:
         wanted = self._left if limit is None else min(limit, self._left)
         while wanted:
-            data = self.rfile.read1(min(wanted, _SLICE_BYTES))  # type: ignore[attr-defined]  # a BufferedReader
+            data = self.rfile.read1(min(wanted, _SLICE_BYTES))
             if not data:
                 raise ConnectionError
             self._count(len(data))
@@ -618,7 +618,7 @@ class _HidingStore:
         for listed in self._inner.list_parts(key, upload_id):
             yield ListedPart(listed.number, listed.size, self._hidden(listed.etag))
 
-    def complete_multipart(self, key: str, upload_id: str, parts: list[ListedPart]) -> None:
+    def complete_multipart(self, key: str, upload_id: str, parts: Sequence[ListedPart]) -> None:
         true = {self._hidden(listed.etag): listed.etag for listed in self._inner.list_parts(key, upload_id)}
         shown = [ListedPart(listed.number, listed.size, true.get(listed.etag, listed.etag)) for listed in parts]
         self._inner.complete_multipart(key, upload_id, shown)

@@ -83,11 +83,12 @@ class AlreadyThere(Exception):  # an outcome, not an error
 class UploadSession:
     """One upload under way. Thread-safe. Close it when done; what is stored stays for the next run."""
 
-    def __init__(self, repository: Repository, source: SourceFile, upload: Upload, md5: str) -> None:
+    def __init__(self, repository: Repository, source: SourceFile, upload: Upload, md5: str, *, overwrite: bool) -> None:
         self.repository = repository
         self.source = source
         self.upload = upload
         self.md5 = md5
+        self._overwrite = overwrite
         self.urls = UrlSource(upload.parts, lambda parts: repository.sign_uploads(upload, parts))
         self.receipts: dict[int, PartReceipt] = {}
         self._stored = dict(upload.stored)
@@ -110,7 +111,7 @@ class UploadSession:
         except BaseException:
             source.close()
             raise
-        return cls(repository, source, upload, md5)
+        return cls(repository, source, upload, md5, overwrite=overwrite)
 
     @property
     def parts(self) -> tuple[Part, ...]:
@@ -231,7 +232,7 @@ class UploadSession:
         Raises:
             ObjectMismatch: the file's MD5 is not the promised one. The upload is dropped: nobody could ever finish it.
             ChangedError: the file is not the same any more as when its parts were sent.
-            Conflict: somebody else put other bytes in place of a part.
+            Conflict: somebody else put other bytes in place of a part, or published the object with other content meanwhile.
         """
         self.check_md5(source)
         self.source.check_unchanged()
@@ -239,6 +240,8 @@ class UploadSession:
         for receipt in receipts:
             if receipt.tag != source.tags[receipt.number]:
                 raise ChangedError(f"{self.source.path} changed while it was sent (part {receipt.number}); nothing was published")
+        if not self._overwrite and self._published_meanwhile():
+            return
         stored = [StoredPart(receipt.number, str(receipt.md5), str(receipt.etag)) for receipt in receipts]
         self.repository.commit(self.upload, stored, sealed=True)
         self._confirm()
@@ -253,6 +256,18 @@ class UploadSession:
             expected=self.md5,
             actual=source.md5,
         )
+
+    def _published_meanwhile(self) -> bool:
+        """Whether somebody else's upload of the same content was first; ours is dropped then. Raises `Conflict` if the content is other."""
+        if not self.repository.exists(self.upload.object_id):
+            return False
+        published = self.repository.describe(self.upload.object_id)
+        self.repository.abort(self.upload.object_id)
+        if (published.size, published.md5) != (self.upload.size, self.md5):
+            raise Conflict(
+                f"Object {self.upload.object_id} was published with other content by another upload meanwhile; --force replaces it"
+            )
+        return True
 
     def _confirm(self) -> None:
         """Exit 0 only after the repository itself says that the object is there, whole."""

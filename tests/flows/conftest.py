@@ -147,7 +147,7 @@ def flow_run(name: str) -> FlowRun:
     """The newest flow run of that name."""
     with get_client(sync_client=True) as client:
         runs = client.read_flow_runs(flow_run_filter=FlowRunFilter(name=FlowRunFilterName(any_=[name])))
-    return max(runs, key=lambda run: run.created)
+    return max(runs, key=lambda run: run.created.timestamp() if run.created else 0.0)
 
 
 def task_runs(name: str, count: int, timeout_s: float = 20) -> dict[str, TaskRun]:

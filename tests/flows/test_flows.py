@@ -257,6 +257,7 @@ def test_denied_part_fails_the_flow(site):
     assert site.proxy.tries(2, PART_BYTES) == 2
     run = flow_run(f"download {object_id}")
     assert run.state_name == "Failed"
+    assert run.state is not None
     assert "AccessDenied" in str(run.state.message)
     assert not (site.out / "reads.bam").exists()
 

@@ -72,30 +72,38 @@ class Zygote:
 
 @pytest.fixture
 def zygote(site):
-    site.proxy.inject(Call(lambda: time.sleep(0.02)))  # so that the parts are most of the time
     zygote = Zygote(site)
     yield zygote
     zygote.close()
 
 
 def kill_at_random_moments(site, zygote, flow, trials):
-    """For each trial's arguments: starts the flow, kills it at a random moment, runs it to its end; yields the arguments."""
+    """For each trial's arguments: starts the flow, kills it at a random moment, runs it to its end; yields the arguments.
+
+    Three of four moments are those of a random byte of the parts, the fourth a random time of the whole run.
+    """
     random = Random(SEED)
+    slow = Call(lambda: time.sleep(0.01))
     usual_s = zygote.run(flow, **next(trials))
     killed = half_way = 0
-    for arguments in trials:
+    for number, arguments in enumerate(trials):
         site.proxy.forget()
+        site.proxy.heal()
+        site.proxy.inject(slow)
         pid = zygote.start(flow, **arguments)
-        time.sleep(random.uniform(0.1, 1.0) * usual_s)
-        with contextlib.suppress(ProcessLookupError):  # it was faster this time
-            os.kill(pid, signal.SIGKILL)
+        if number % 4:
+            site.proxy.at_byte(random.randrange(PARTS * PART_BYTES), lambda pid=pid: os.kill(pid, signal.SIGKILL))
+        else:
+            time.sleep(random.uniform(0, 0.7 * usual_s))  # the first one imports more
+            with contextlib.suppress(ProcessLookupError):  # it was faster this time
+                os.kill(pid, signal.SIGKILL)
         killed += zygote.wait() == signal.SIGKILL
         half_way += 0 < len(site.proxy.moves()) < PARTS
+        site.proxy.heal()
         zygote.run(flow, **arguments)
         yield arguments
-    print(f"{flow}: usual {usual_s:.2f} s, {killed} of {TRIALS} killed, {half_way} amid the parts")
     assert killed >= TRIALS // 2
-    assert half_way >= TRIALS // 5
+    assert half_way >= TRIALS // 2
 
 
 def assert_few_moved_twice(moved):
@@ -178,7 +186,6 @@ def test_signal_stops_an_upload_that_resumes(site, command, number, code, stalle
 
     returned, errors, took_s = signalled(process, number)
 
-    print(f"ended in {took_s:.2f} s: {errors}")
     assert returned == code
     assert took_s < 2.5  # 2 s, and what a loaded machine adds
     assert "run the same command again to resume" in errors

@@ -8,11 +8,18 @@ import os
 import sys
 import threading
 import traceback
+from collections.abc import Callable
 
+import prefect.engine
+import prefect.flow_engine
+import prefect.task_engine
+import prefect.telemetry.run_telemetry  # noqa: F401  # what Prefect would import in each child
+
+import score_core.server.bytes  # noqa: F401
 from flows.download import download
 from flows.upload import upload
 
-FLOWS = {"upload": upload, "download": download}
+FLOWS: dict[str, Callable[..., object]] = {"upload": upload, "download": download}
 
 
 def run(line: str) -> int:
@@ -28,6 +35,11 @@ def run(line: str) -> int:
     return 0
 
 
+def answer(number: int) -> None:
+    sys.stdout.write(f"{number}\n")
+    sys.stdout.flush()
+
+
 def main() -> None:
     assert threading.active_count() == 1, "only a single-threaded process may fork"
     for line in iter(sys.stdin.readline, ""):
@@ -36,8 +48,8 @@ def main() -> None:
             code = run(line)
             sys.stderr.flush()
             os._exit(code)
-        print(pid, flush=True)
-        print(os.waitpid(pid, 0)[1], flush=True)
+        answer(pid)
+        answer(os.waitpid(pid, 0)[1])
 
 
 if __name__ == "__main__":

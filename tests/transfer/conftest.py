@@ -115,7 +115,9 @@ class Rig:
         self.target.parent.mkdir(exist_ok=True)
         return self.engine.download(spec or self.describe(), self.target, **options)
 
-    def upload(self, path: Path, *, md5_hex: str | None = None, repository: Repository | None = None, overwrite: bool = False) -> TransferReport:
+    def upload(
+        self, path: Path, *, md5_hex: str | None = None, repository: Repository | None = None, overwrite: bool = False
+    ) -> TransferReport:
         engine = self.engine
         if repository is not None:
             engine = Engine(repository, self.transport, self.workers, engine.policy, self.progress, self.stop)
@@ -159,14 +161,22 @@ def _open(tmp_path: Path, *, part_size: int = 64 << 10, life_s: float = 900) -> 
     proxy = FaultProxy(origin.base_url)
     behind = LocalStore(tmp_path / "bucket", base_url=proxy.url)
     repository = DirectRepository(behind, part_size_bytes=part_size, download_lifetime_s=life_s, upload_lifetime_s=life_s)
-    transport = HttpTransport(connections=16, connect_timeout_s=1, stall_s=1)
+    transport = HttpTransport(connections=16)
     return Rig(tmp_path, part_size, origin, proxy, repository, transport, RecordingProgress())
 
 
 @pytest.fixture
 def rig(tmp_path: Path) -> Iterator[Rig]:
-    """Parts of 64 KiB; a connection without 4 kB a second is given up after a second."""
+    """Parts of 64 KiB."""
     yield from _running(_open(tmp_path))
+
+
+@pytest.fixture
+def hasty_rig(tmp_path: Path) -> Iterator[Rig]:
+    """The same, and a connection without 4 kB a second is given up after a second."""
+    rig = _open(tmp_path)
+    rig.transport = HttpTransport(connections=16, connect_timeout_s=1, stall_s=1)
+    yield from _running(rig)
 
 
 @pytest.fixture

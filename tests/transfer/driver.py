@@ -1,4 +1,4 @@
-"""One transfer in a process of its own, for tests to kill: driver.py upload|download FOLDER BASE_URL OBJECT_ID. Imports only what it needs."""
+"""One transfer in a process of its own, for tests to kill: driver.py upload|download FOLDER BASE_URL OBJECT_ID."""
 
 import signal
 import sys

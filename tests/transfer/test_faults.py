@@ -1,4 +1,4 @@
-"""Every fault that a network, a store or a disk can bring, with its expected number (research/peers.md, 3.5). Parts of 64 KiB throughout."""
+"""Every fault that a network, a store or a disk can bring, with its expected number. Parts of 64 KiB throughout."""
 
 from __future__ import annotations
 
@@ -21,7 +21,6 @@ from score_core.errors import (
     AccessDenied,
     ChangedError,
     Conflict,
-    IntegrityError,
     LocalFileError,
     NoSpaceError,
     NotResumableError,
@@ -102,7 +101,18 @@ def test_passing_fault_of_a_get_costs_that_part_alone(rig: Any, fault: Fault) ->
 
 @pytest.mark.parametrize(
     "fault",
-    [Reset(after=0), Reset(after=PART // 2), LoseReply(), Flip(at=17), without_etag(), busy(500), busy(503), busy(429), expired(), s3_error(400, "RequestTimeout")],
+    [
+        Reset(after=0),
+        Reset(after=PART // 2),
+        LoseReply(),
+        Flip(at=17),
+        without_etag(),
+        busy(500),
+        busy(503),
+        busy(429),
+        expired(),
+        s3_error(400, "RequestTimeout"),
+    ],
     ids=repr,
 )
 def test_passing_fault_of_a_put_costs_that_part_alone(rig: Any, fault: Fault) -> None:
@@ -186,7 +196,8 @@ def test_resets_in_a_third_of_the_requests(rig: Any, seed: int, way: str) -> Non
 
 
 @pytest.mark.parametrize("fault", [Stall(after=0), Stall(after=PART // 2), Trickle(1000)], ids=repr)
-def test_stalled_download_is_taken_away(rig: Any, fault: Fault) -> None:  # F18, F19
+def test_stalled_download_is_taken_away(hasty_rig: Any, fault: Fault) -> None:  # F18, F19
+    rig = hasty_rig
     data = rig.put(16 * PART)
     rig.proxy.inject(fault, when=share(1, random.Random(1), lambda seen: is_get(seen) and seen.offset % (8 * PART) == 0), times=2)
     began = time.monotonic()
@@ -197,7 +208,8 @@ def test_stalled_download_is_taken_away(rig: Any, fault: Fault) -> None:  # F18,
 
 
 @pytest.mark.parametrize("fault", [Stall(after=0), Stall(after=PART // 2), Trickle(1)], ids=repr)
-def test_stalled_upload_is_taken_away(rig: Any, fault: Fault) -> None:
+def test_stalled_upload_is_taken_away(hasty_rig: Any, fault: Fault) -> None:
+    rig = hasty_rig
     path = rig.source(8 * PART)
     rig.proxy.inject(fault, when=rig.put_of(3), times=1)
     began = time.monotonic()
@@ -217,7 +229,8 @@ def test_big_upload_into_a_store_that_stops_reading(tmp_path: Path) -> None:
         transport.close()
 
 
-def test_endless_trickle_of_a_head_is_given_up(rig: Any) -> None:
+def test_endless_trickle_of_a_head_is_given_up(hasty_rig: Any) -> None:
+    rig = hasty_rig
     rig.put(PART)
     rig.policy["attempts"] = 1
     rig.proxy.inject(Stall(after=0))
@@ -391,8 +404,8 @@ CHANGES: dict[str, Callable[[Path], object]] = {
     "grows": lambda path: path.write_bytes(path.read_bytes() + b"x"),
     "shrinks": lambda path: os.truncate(path, path.stat().st_size - 1),
     "is rewritten": lambda path: path.write_bytes(random.Random(9).randbytes(path.stat().st_size)),
-    "is replaced": lambda path: _replace(path),
-    "is rewritten in place with its old time": lambda path: _rewrite_quietly(path),
+    "is replaced": lambda path: _replace(path),  # noqa: PLW0108  # defined below
+    "is rewritten in place with its old time": lambda path: _rewrite_quietly(path),  # noqa: PLW0108  # defined below
     "is removed": lambda path: path.unlink(),
 }
 
@@ -503,10 +516,15 @@ def test_recorded_md5_that_is_wrong_ends_without_refetching(rig: Any) -> None:
     assert not rig.target.exists()
 
 
+def hold(at_it: threading.Event, go: threading.Event) -> None:
+    at_it.set()
+    go.wait(10)
+
+
 def test_second_download_to_the_same_file_is_told(rig: Any) -> None:  # F38
     data = rig.put(4 * PART)
     at_it, go = threading.Event(), threading.Event()
-    rig.proxy.inject(Call(lambda: (at_it.set(), go.wait(10))), when=rig.get(1), times=1)
+    rig.proxy.inject(Call(lambda: hold(at_it, go)), when=rig.get(1), times=1)
     first = threading.Thread(target=rig.download)
     first.start()
     assert at_it.wait(10)
@@ -568,7 +586,7 @@ def test_file_size_limit_is_one_sentence(rig: Any) -> None:  # F41
 
 def test_target_that_became_a_directory_keeps_the_bytes(rig: Any) -> None:  # F42
     data = rig.put(4 * PART)
-    rig.proxy.inject(Call(lambda: rig.target.mkdir()), when=rig.get(4), times=1)
+    rig.proxy.inject(Call(rig.target.mkdir), when=rig.get(4), times=1)
     with pytest.raises(LocalFileError, match="directory"):
         rig.download()
     rig.target.rmdir()
@@ -580,7 +598,7 @@ def test_target_that_became_a_directory_keeps_the_bytes(rig: Any) -> None:  # F4
 
 @pytest.mark.slow
 def test_ten_thousand_parts(tmp_path: Path) -> None:
-    """The store's side goes round the repository: a folder store lists a folder per recorded part, and 10,000 of these are not what is tested."""
+    """The object is put there whole: a folder store lists a folder for each recorded part, which is not what is tested."""
     store = LocalStore(tmp_path / "bucket")
     repository = DirectRepository(store, part_size_bytes=7)
     transport = HttpTransport()
@@ -636,7 +654,16 @@ def test_no_fault_shows_a_signature(rig: Any) -> None:
     rig.put(4 * PART)
     shown: list[str] = []
     rig.policy["attempts"] = 2
-    for fault in (Reset(), denied(), expired(), busy(503), IgnoreRange(), Short(), WrongRange(), Answer(400, b"<Code>X</Code>?Signature=abc")):
+    for fault in (
+        Reset(),
+        denied(),
+        expired(),
+        busy(503),
+        IgnoreRange(),
+        Short(),
+        WrongRange(),
+        Answer(400, b"<Code>X</Code>?Signature=abc"),
+    ):
         rig.proxy.inject(fault)
         with pytest.raises(ScoreError) as caught:
             rig.download()

@@ -38,7 +38,7 @@ def start(rig: Any, way: str) -> subprocess.Popen[bytes]:
 
 def run_until_killed(rig: Any, way: str, moment: int) -> None:
     processes: list[subprocess.Popen[bytes]] = []
-    rig.proxy.at_byte(moment, lambda: processes[0].kill())
+    rig.proxy.at_byte(moment, lambda: processes[0].kill())  # noqa: PLW0108  # it is not there yet
     processes.append(start(rig, way))
     assert processes[0].wait(30) == -signal.SIGKILL
     assert rig.proxy.wait_until_left(10)  # what was in the air has landed, or is lost

@@ -1,4 +1,4 @@
-"""What an earlier run left is never believed against the bytes: exactly the needed parts move, or a documented error comes. 32 parts of 64 KiB."""
+"""What an earlier run left is never believed against the bytes: exactly the needed parts move, or a documented error comes."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ SIZE = COUNT * PART
 HALF = set(range(1, 17))
 
 
-def part_file(rig: Any) -> Path:
+def part_file(rig: Any) -> Any:
     return rig.target.with_name("x.bam.part")
 
 
-def journal(rig: Any) -> Path:
+def journal(rig: Any) -> Any:
     return rig.target.with_name("x.bam.part.journal")
 
 
-def break_download(rig: Any, at: int = 17, **options: Any) -> bytes:
+def break_download(rig: Any, at: int = 17, **options: Any) -> Any:
     """A download that is stopped when part `at` is asked for: the parts before it are there. Counts begin after that."""
     data = rig.put(SIZE)
     rig.workers = 1
@@ -43,7 +43,7 @@ def break_download(rig: Any, at: int = 17, **options: Any) -> bytes:
     return data
 
 
-def break_upload(rig: Any, at: int = 17) -> Path:
+def break_upload(rig: Any, at: int = 17) -> Any:
     path = rig.source(SIZE)
     rig.workers = 1
     rig.proxy.inject(Call(rig.stop.set), when=rig.put_of(at), times=1)
@@ -127,12 +127,15 @@ DAMAGES: dict[str, tuple[Callable[[Any], object], set[int]]] = {
     "the journal is garbage": (lambda rig: journal(rig).write_bytes(os.urandom(3000)), HALF),
     "the journal is empty": (lambda rig: journal(rig).write_bytes(b""), HALF),
     "the journal lost its last byte": (lambda rig: edit(journal(rig), lambda data: data.rstrip()[:-1]), {16}),
-    "the journal is of a newer version": (lambda rig: edit(journal(rig), lambda data: data.replace(b'"score_journal": 1', b'"score_journal": 2')), HALF),
+    "the journal is of a newer version": (
+        lambda rig: edit(journal(rig), lambda data: data.replace(b'"score_journal": 1', b'"score_journal": 2')),
+        HALF,
+    ),
     "the journal is another object's": (lambda rig: edit(journal(rig), lambda data: data.replace(rig.id.encode(), b"1-2-3-4-5")), HALF),
     "a record of the journal is damaged": (lambda rig: edit(journal(rig), lambda data: data.replace(b'"part":7,', b'"part";7,')), {7}),
     "a record names another place": (lambda rig: edit(journal(rig), lambda data: data.replace(b'"part":7,', b'"part":8,')), {7}),
     "a record has another tag": (lambda rig: edit(journal(rig), change_first_tag), {1}),
-    "both are deleted": (lambda rig: (part_file(rig).unlink(), journal(rig).unlink()), HALF),
+    "both are deleted": (lambda rig: [path.unlink() for path in (part_file(rig), journal(rig))], HALF),
 }
 
 

@@ -35,7 +35,9 @@ def test_every_spelling_of_an_md5_is_read(raw: bytes) -> None:
     assert parse_md5(md5_base64(raw.hex())) == raw.hex()
 
 
-@pytest.mark.parametrize("text", ["", " ", "a" * 31, "a" * 33, "g" * 32, "1B2M2Y8AsgTpgAmY7PhCfg", "1B2M2Y8AsgTpgAmY7PhCfg==A", "d41d8cd98f00b204-1"])
+@pytest.mark.parametrize(
+    "text", ["", " ", "a" * 31, "a" * 33, "g" * 32, "1B2M2Y8AsgTpgAmY7PhCfg", "1B2M2Y8AsgTpgAmY7PhCfg==A", "d41d8cd98f00b204-1"]
+)
 def test_what_is_no_md5_is_none(text: str) -> None:
     assert parse_md5(text) is None
 

@@ -38,7 +38,13 @@ LEGACY_META = {
             "url": f"https://store/data/{ID}?AWSAccessKeyId=AK&Expires=1423&Signature=dead",
             "md5": None,
         },
-        {"partNumber": 1, "partSize": 1073741824, "offset": 0, "url": f"https://store/data/{ID}?Expires=1423", "md5": "d41d8cd98f00b204e9800998ecf8427e"},
+        {
+            "partNumber": 1,
+            "partSize": 1073741824,
+            "offset": 0,
+            "url": f"https://store/data/{ID}?Expires=1423",
+            "md5": "d41d8cd98f00b204e9800998ecf8427e",
+        },
     ],
     "objectSize": 1073741831,
     "relocated": False,
@@ -141,7 +147,9 @@ def test_torn_meta_is_handled(data: bytes) -> None:
     assert_sound(layout.read_spec, data)
 
 
-@pytest.mark.parametrize("data", [b"[" * 100_000, b"9" * 10_000, GOLDEN_META.replace(b"20971525", b"1e999"), GOLDEN_META.replace(b"20971520,", b"1e999,")])
+@pytest.mark.parametrize(
+    "data", [b"[" * 100_000, b"9" * 10_000, GOLDEN_META.replace(b"20971525", b"1e999"), GOLDEN_META.replace(b"20971520,", b"1e999,")]
+)
 def test_nasty_json_is_refused(data: bytes) -> None:
     with pytest.raises(ServiceError):
         layout.read_spec(data, ID)
@@ -169,7 +177,21 @@ def test_java_lenient_ids_are_accepted(text: str) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "x", ID + "x", f"{ID}/../x", f"../{ID}", "%2e%2e%2f", f"{ID}?a", f"{ID}#a", f"{ID}@host", f" {ID}", f"{ID}\n", "a" * 10_000, ID.replace("-", "")],
+    [
+        "",
+        "x",
+        ID + "x",
+        f"{ID}/../x",
+        f"../{ID}",
+        "%2e%2e%2f",
+        f"{ID}?a",
+        f"{ID}#a",
+        f"{ID}@host",
+        f" {ID}",
+        f"{ID}\n",
+        "a" * 10_000,
+        ID.replace("-", ""),
+    ],
 )
 def test_everything_else_is_no_id(text: str) -> None:
     with pytest.raises(ConfigurationError) as caught:

@@ -1,5 +1,7 @@
 """Parts tile an object exactly, whatever its size; Score's own numbers come out (protocol section 6.1)."""
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -18,7 +20,9 @@ TABLE = [
     (209_715_199_999, 10_000, 20_971_520, 20_971_519),
     (209_715_200_000, 10_000, 20_971_521, 20_961_521),
 ]
-SIZES = st.one_of(st.integers(0, MAX_OBJECT_SIZE_BYTES), st.integers(0, 200 * MIB), st.integers(0, 10).map(lambda n: MAX_OBJECT_SIZE_BYTES - n))
+SIZES = st.one_of(
+    st.integers(0, MAX_OBJECT_SIZE_BYTES), st.integers(0, 200 * MIB), st.integers(0, 10).map(lambda n: MAX_OBJECT_SIZE_BYTES - n)
+)
 
 
 @pytest.mark.parametrize(("length", "count", "first", "last"), TABLE)
@@ -48,7 +52,7 @@ def test_range_is_tiled_from_its_offset(length: int, offset: int, minimum: int) 
     parts = plan_parts(length, offset=offset, minimum=minimum)
     assert parts[0].offset == offset
     assert parts[-1].end == offset + length
-    assert all(one.end == other.offset for one, other in zip(parts, parts[1:], strict=False))
+    assert all(one.end == other.offset for one, other in pairwise(parts))
 
 
 def test_fifty_tebibytes_fit() -> None:
@@ -61,7 +65,9 @@ def test_one_byte_more_is_refused() -> None:
         plan_parts(MAX_OBJECT_SIZE_BYTES + 1)
 
 
-@pytest.mark.parametrize(("length", "options"), [(-1, {}), (1, {"offset": -1}), (1, {"minimum": 0}), (1, {"minimum": MAX_PART_SIZE_BYTES + 1})])
+@pytest.mark.parametrize(
+    ("length", "options"), [(-1, {}), (1, {"offset": -1}), (1, {"minimum": 0}), (1, {"minimum": MAX_PART_SIZE_BYTES + 1})]
+)
 def test_impossible_plans_are_refused(length: int, options: dict[str, int]) -> None:
     with pytest.raises(PlanError):
         plan_parts(length, **options)

@@ -57,7 +57,8 @@ def test_children_do_not_pile_up() -> None:
 
 
 def test_set_races_with_new_children() -> None:
-    stop, made, go = Stop(), [], threading.Event()
+    stop, go = Stop(), threading.Event()
+    made: list[Stop] = []
 
     def make() -> None:
         go.wait()

@@ -1,0 +1,99 @@
+"""No secret is kept: markers and every signature of a run are searched for in all that Prefect and we write."""
+
+import subprocess
+import sys
+import time
+
+import pytest
+
+from score_core.testing.faults import Flip, busy, denied, expired, part
+from tests.flows.conftest import PART_BYTES, ROOT, new_id, task_runs
+
+pytestmark = [pytest.mark.prefect, pytest.mark.slow, pytest.mark.xdist_group("flows")]
+
+TOKEN = "planted-token-3b1f9c"
+AWS_SECRET = "planted/aws+secret/7d0c2e"
+LOUD = {
+    "PREFECT_LOGGING_LEVEL": "DEBUG",
+    "PREFECT_LOGGING_TO_API_ENABLED": "true",
+    "PREFECT_DEBUG_MODE": "true",
+    "PREFECT_INTERNAL_LOGGING_LEVEL": "DEBUG",
+    "SCORE_TOKEN": TOKEN,
+    "ACCESSTOKEN": TOKEN,
+    "AWS_ACCESS_KEY_ID": "AKIAPLANTED",
+    "AWS_SECRET_ACCESS_KEY": AWS_SECRET,
+}
+KINDS = {
+    "busy": busy(),
+    "denied": denied(),
+    "expired": expired(),
+    "damaged": Flip(at=17),
+}
+
+
+def flows(site, *arguments):
+    """A flow in a process of its own that logs all it can; what it printed."""
+    command = [sys.executable, "-m", "flows", *arguments, "--json"]
+    done = subprocess.run(command, capture_output=True, cwd=ROOT, env=site.environment() | LOUD, timeout=100, check=False)
+    return done.returncode, done.stdout + done.stderr
+
+
+def secrets_of(site):
+    """The planted ones, the store's signing key, the server's password, and every signature that came by."""
+    key = (site.folder / "store" / ".secret").read_bytes()
+    signatures = {seen.query["Signature"] for seen in site.proxy.seen if "Signature" in seen.query}
+    assert len(signatures) > 4
+    planted = [TOKEN, AWS_SECRET, str(site.server.auth).partition(":")[2]]
+    return [key, key.hex().encode(), *(text.encode() for text in [*planted, *signatures])]
+
+
+def everything_written(site):
+    """All files of the Prefect server and client, results, journals and leftovers: path and bytes. Store and data are the user's own."""
+    for folder in (site.server.home, site.folder / "data", site.out):
+        for path in folder.rglob("*"):
+            if path.is_file() and "bytecode" not in path.parts and path.suffix != ".bam" and path.name != "state.json":
+                yield path, path.read_bytes()
+
+
+def assert_kept_nowhere(site, printed):
+    found = [
+        (str(where), secret[:8])
+        for where, data in [("terminal", printed), *everything_written(site)]
+        for secret in secrets_of(site)
+        if secret in data
+    ]
+    assert found == []
+
+
+def test_search_finds_what_is_there(site):
+    """The check itself: a planted secret in the server's folder is found."""
+    object_id, _ = site.stored(8)
+    flows(site, "download", "--object-id", object_id, "--output-dir", str(site.out))
+    planted = site.server.home / "prefect" / "planted.txt"
+    planted.write_text(TOKEN)
+    try:
+        with pytest.raises(AssertionError, match="planted"):
+            assert_kept_nowhere(site, b"")
+    finally:
+        planted.unlink()
+
+
+@pytest.mark.parametrize("direction", ["upload", "download"])
+@pytest.mark.parametrize("kind", [None, *KINDS])
+def test_nothing_secret_is_kept(site, direction, kind):
+    if direction == "upload":
+        object_id = new_id()
+        arguments = ["upload", "--file", str(site.file(8)), "--object-id", object_id]
+    else:
+        object_id, _ = site.stored(8)
+        arguments = ["download", "--object-id", object_id, "--output-dir", str(site.out)]
+    if kind is not None:
+        site.proxy.inject(KINDS[kind], when=part(3, PART_BYTES), times=None if kind in {"denied", "damaged"} else 2)
+
+    code, printed = flows(site, *arguments)
+
+    assert code == {"denied": 4, "damaged": 6}.get(str(kind), 0)
+    assert b"DEBUG" in printed
+    assert len(task_runs(f"{direction} {object_id}", 10)) >= 10
+    time.sleep(1.5)  # the server's other tables follow within a flush interval
+    assert_kept_nowhere(site, printed)
