@@ -19,6 +19,7 @@ import time
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -115,7 +116,7 @@ def _downloads(work: Path, source: Source, s3: S3Endpoint, plain: str | None, fo
         address = f"{plain}/{source.path.name}"
         for validation in ("parts", "whole"):
             command = [sys.executable, "-m", "bench.plain", "get", address, str(source.facts), target, validation]
-            contenders[f"score <- nginx, {validation} MD5"] = lambda command=command: run(command)
+            contenders[f"score <- nginx, {validation} MD5"] = partial(run, command)
         if shutil.which("curl"):
             contenders["curl + md5sum <- nginx"] = lambda: run(["sh", "-c", f"curl -s -o {target} {address} {md5sum}"])
     return contenders
@@ -183,8 +184,8 @@ def _bench_prefect(work: Path, rounds: int) -> None:
     flow(sources[few])  # starts the server
     names: Contenders = {}
     for count, source in sources.items():
-        names[f"flow {count}"] = lambda source=source: flow(source)
-        names[f"direct {count}"] = lambda source=source: _score_upload(source, environment)
+        names[f"flow {count}"] = partial(flow, source)
+        names[f"direct {count}"] = partial(_score_upload, source, environment)
     runs = alternate(rounds, names)
     print(f"\n== Prefect: {many} parts against {few}, client side")
     for kind in ("flow", "direct"):
@@ -195,7 +196,7 @@ def _bench_prefect(work: Path, rounds: int) -> None:
 
 def _bench_start(rounds: int) -> None:
     commands = {"python -c pass": ["-c", "pass"], "score --help": ["-m", "score_core.cli", "--help"]}
-    runs = alternate(max(rounds, 5), {name: lambda command=command: run([sys.executable, *command]) for name, command in commands.items()})
+    runs = alternate(max(rounds, 5), {name: partial(run, [sys.executable, *command]) for name, command in commands.items()})
     print("\n== Start")
     for name, found in runs.items():
         print(f"{name:16} {found.wall_s:.2f} s, {found.cpu_s:.2f} s CPU")

@@ -65,7 +65,7 @@ class _Sink(socketserver.StreamRequestHandler):
         buffer = memoryview(bytearray(1 << 20))
         while (length := self._head()) is not None:
             while length:
-                count = self.rfile.readinto1(buffer[: min(length, len(buffer))])  # type: ignore[attr-defined]  # a BufferedReader
+                count = self.rfile.readinto1(buffer[: min(length, len(buffer))])
                 if not count:
                     return
                 length -= count

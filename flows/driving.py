@@ -79,7 +79,7 @@ def move_again(opened: Transfer, task: Task[Any, Any], results: Path, numbers: S
 
 
 def _configured(opened: Transfer, task: Task[Any, Any], results: Path) -> Task[Any, Any]:
-    """The task as this machine's settings want it. Its results have the transfer's own folder: Prefect names those of failures at random."""
+    """The task as this machine's settings want it. Its results have a folder of the transfer's own: those of failures get random names."""
     return task.with_options(result_storage=results / cache_folder(opened.ref), retries=opened.engine.policy.attempts - 1)
 
 

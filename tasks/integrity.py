@@ -45,6 +45,7 @@ def verify_md5(transfer: Ref) -> str | None:
         opened.session.check_md5(opened.digest)
     except ObjectMismatch:
         opened.stop.set()
+        opened.session.drop()
         raise
     return opened.digest.md5
 

@@ -140,7 +140,7 @@ def add(session: Download | UploadSession, engine: Engine, path: str) -> Ref:
     stop = engine.stop.child()
     with _lock:
         _closed.discard(ref.key)
-        _open[ref.key] = Transfer(ref, session, engine, stop, Throttle(engine.workers), session.urls.sign)
+        _open[ref.key] = Transfer(ref, session, engine, stop, engine.throttle, session.urls.sign)
     return ref
 
 

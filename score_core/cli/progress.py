@@ -33,7 +33,8 @@ class Quiet:
 
     def __exit__(self, *exc: object) -> None: ...
 
-    def begin(self, object_id: str, name: str, size: int, kept: int) -> None: ...
+    def begin(self, object_id: str, name: str, size: int, kept: int, parts: int) -> None: ...
+    def part_done(self, object_id: str) -> None: ...
     def advance(self, object_id: str, count: int) -> None: ...
     def retry(self, object_id: str, what: str, why: str, pause_s: float) -> None: ...
 
@@ -55,7 +56,7 @@ class Lines(Quiet):
         self._began = clock()
         self._lock = threading.Lock()
         self._over = threading.Event()
-        self._size = self._done = self._kept = self._retries = 0
+        self._size = self._done = self._kept = self._retries = self._parts = self._parts_done = 0
 
     def __enter__(self) -> Self:
         threading.Thread(target=self._talk, daemon=True, name="score-progress").start()
@@ -76,15 +77,21 @@ class Lines(Quiet):
             share = f"{self._done / self._size:.1%}" if self._size else "0.0%"
             files = f", file {min(len(self.reports) + 1, self._files)} of {self._files}" if self._files > 1 else ""
             return (
-                f"progress: {share} of {self._size / 1e6:,.1f} MB, {rate / 1e6:,.1f} MB/s, {eta}, "
+                f"progress: {share} of {self._size / 1e6:,.1f} MB, {self._parts_done} of {self._parts} parts, "
+                f"{rate / 1e6:,.1f} MB/s, {eta}, "
                 f"{self._retries} {'retry' if self._retries == 1 else 'retries'}{files}"
             )
 
-    def begin(self, object_id: str, name: str, size: int, kept: int) -> None:  # noqa: ARG002
+    def begin(self, object_id: str, name: str, size: int, kept: int, parts: int) -> None:  # noqa: ARG002
         with self._lock:
             self._size += size
             self._done += kept
             self._kept += kept
+            self._parts += parts
+
+    def part_done(self, object_id: str) -> None:  # noqa: ARG002
+        with self._lock:
+            self._parts_done += 1
 
     def advance(self, object_id: str, count: int) -> None:  # noqa: ARG002
         with self._lock:
@@ -102,6 +109,7 @@ class Bars(Quiet):
         super().__init__()
         self._bars = _rich_progress()
         self._tasks: dict[str, TaskID] = {}
+        self._parts: dict[str, tuple[int, int]] = {}  # done, of
         self._retries: dict[str, int] = {}
         self._lock = threading.Lock()
 
@@ -112,9 +120,18 @@ class Bars(Quiet):
     def __exit__(self, *exc: object) -> None:
         self._bars.stop()
 
-    def begin(self, object_id: str, name: str, size: int, kept: int) -> None:
+    def begin(self, object_id: str, name: str, size: int, kept: int, parts: int) -> None:
         with self._lock:
-            self._tasks[object_id] = self._bars.add_task(redact(name), total=size, completed=kept, retries="")
+            self._parts[object_id] = (0, parts)
+            self._tasks[object_id] = self._bars.add_task(redact(name), total=size, completed=kept, parts=f"0/{parts} parts", retries="")
+
+    def part_done(self, object_id: str) -> None:
+        with self._lock:
+            done, parts = self._parts.get(object_id, (0, 0))
+            self._parts[object_id] = (done + 1, parts)
+            task = self._tasks.get(object_id)
+        if task is not None:
+            self._bars.update(task, parts=f"{done + 1}/{parts} parts")
 
     def advance(self, object_id: str, count: int) -> None:
         task = self._tasks.get(object_id)
@@ -146,6 +163,7 @@ def _rich_progress() -> RichProgress:
         DownloadColumn(),
         TransferSpeedColumn(),
         TimeRemainingColumn(),
+        TextColumn("{task.fields[parts]}", markup=False),
         TextColumn("{task.fields[retries]}", markup=False),
     ]
     return Progress(*columns, console=Console(stderr=True), transient=True, redirect_stdout=False)

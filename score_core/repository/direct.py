@@ -22,9 +22,9 @@ _EMPTY_UPLOAD_ID = "empty"  # an empty object has no parts, and S3 completes no 
 class DirectRepository:
     """`Repository` over a bucket in Score's layout.
 
-    `part_size_bytes` is the smallest part that it plans (Score's floor by default; stores may have floors of their own). Lifetimes are those
-    of the URLs that it signs: long enough to begin a part, short because a URL is a bearer secret (S3 looks at the clock when a request
-    arrives, so a part that takes longer than that is fine).
+    `part_size_bytes` is the smallest part that it plans (Score's floor by default; stores may have floors of their own). Lifetimes are
+    those of the URLs that it signs: long enough to begin a part, short because a URL is a bearer secret (S3 looks at the clock when a
+    request arrives, so a part that takes longer than that is fine).
     """
 
     def __init__(
@@ -94,7 +94,11 @@ class DirectRepository:
             except ObjectNotFound:
                 self._settle(upload)
                 continue
-            return dataclasses.replace(upload, stored=_really_stored(upload, listed))
+            stored = _really_stored(upload, listed)
+            for record in upload.stored.values():
+                if stored.get(record.number) != record:
+                    self._state.forget(upload, record)
+            return dataclasses.replace(upload, stored=stored)
         return None
 
     def _settle(self, upload: Upload) -> None:
@@ -180,7 +184,7 @@ class DirectRepository:
 
     def abort(self, object_id: str) -> bool:
         key = layout.data_key(layout.check_object_id(object_id))
-        states = {upload.upload_id for upload in self._state.uploads(object_id)}
+        states = self._state.ids(object_id)
         multiparts = {upload.upload_id for upload in self._store.list_multiparts(key) if upload.key == key}
         for upload_id in states | multiparts:
             self._store.abort_multipart(key, upload_id)

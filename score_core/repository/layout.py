@@ -35,7 +35,7 @@ def check_object_id(text: str) -> str:
     """
     if _UUID.fullmatch(text) is None:
         raise ConfigurationError(
-            f"{text[:80]!r} is not an object id: an id is a UUID such as 3f6c1c8e-2b1d-5a57-9a55-0d6f0f5b2c11, which Song gives to each file"
+            f"{text[:80]!r} is not an object id: that is a UUID such as 3f6c1c8e-2b1d-5a57-9a55-0d6f0f5b2c11, which Song gives to each file"
         )
     return text
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Iterator
 
-from score_core.errors import ObjectNotFound
+from score_core.errors import ObjectNotFound, ServiceError
 from score_core.model import StoredPart, Upload
 from score_core.repository import layout
 from score_core.stores.base import ObjectStore
+
+_log = logging.getLogger(__name__)
 
 
 class UploadState:
@@ -32,6 +35,9 @@ class UploadState:
             upload = layout.read_upload(self._store.read(key), object_id)
         except ObjectNotFound:
             return None  # finished or dropped between the listing and now
+        except ServiceError as error:
+            _log.warning("Passed over %s: %s", key, error)
+            return None  # damaged: nobody can go on with it, and `ids` still finds it for dropping
         return dataclasses.replace(upload, stored={part.number: part for part in self._records(upload)})
 
     def _records(self, upload: Upload) -> Iterator[StoredPart]:
@@ -41,12 +47,20 @@ class UploadState:
                 yield record
 
     def record(self, upload: Upload, part: StoredPart) -> None:
-        """Records a stored part; an earlier record of that number goes, since two would block a Java server's finalise (21.14)."""
-        key = layout.record_key(upload.object_id, upload.upload_id, part)
-        for old in list(self._store.list_objects(layout.record_prefix(upload.object_id, upload.upload_id, part.number))):
-            if old.key != key:
-                self._store.delete(old.key)
-        self._store.write(key, b"")
+        """Records a stored part; the record that `upload` knows of that number goes: two would block a Java server's finalise (21.14)."""
+        old = upload.stored.get(part.number)
+        if old is not None and old != part:
+            self.forget(upload, old)
+        self._store.write(layout.record_key(upload.object_id, upload.upload_id, part), b"")
+
+    def forget(self, upload: Upload, part: StoredPart) -> None:
+        """Removes the record of a part that is not stored as it says."""
+        self._store.delete(layout.record_key(upload.object_id, upload.upload_id, part))
+
+    def ids(self, object_id: str) -> set[str]:
+        """The ids of all uploads of an object that have left any state, readable or not."""
+        prefix = layout.state_prefix(object_id)
+        return {stored.key.removeprefix(prefix).partition("/")[0] for stored in self._store.list_objects(prefix)}
 
     def drop(self, object_id: str, upload_id: str) -> None:
         """Removes all state of an upload, its specification first, so that what is left by a crash is nobody's upload."""

@@ -72,8 +72,8 @@ def choose_proof(validation: Validation, spec: ObjectSpec, *, whole_object: bool
 class Download:
     """One download in the making; holds the lock on its `.part` file until `close`.
 
-    `parts` are what has to be in the file. `receipts` say what is in it: from this run, or claimed by an earlier one until `proves` has read
-    the bytes. `notes` say what an earlier run's leftovers led to. Thread-safe.
+    `parts` are what has to be in the file. `receipts` say what is in it: from this run, or claimed by an earlier one until `proves` has
+    read the bytes. `notes` say what an earlier run's leftovers led to. Thread-safe.
     """
 
     def __init__(self, repository: Repository, spec: ObjectSpec, span: Span, file: PartFile, journal: Journal, proof: Proof) -> None:
@@ -282,10 +282,8 @@ def _take_up(file: PartFile, spec: ObjectSpec, span: Span) -> tuple[Journal | No
         claim = journal.claims(part)
         if claim is not None and claim.md5 is not None and claim.md5 == part.md5:
             renewed.append(part, claim)
-    return renewed, [
-        f"Object {spec.object_id} was replaced since the last run: {len(renewed.receipts)} of its parts are unchanged, "
-        "the others are fetched again"
-    ]
+    unchanged = f"{len(renewed.receipts)} of its parts are unchanged, the others are fetched again"
+    return renewed, [f"Object {spec.object_id} was replaced since the last run: {unchanged}"]
 
 
 def _begin_empty(file: PartFile, notes: list[str]) -> PartFile:

@@ -26,9 +26,9 @@ _GRACE_S: Final = 1.5  # how long running parts may take to notice a stop; they 
 _TICK_S: Final = 0.1  # how soon the main thread sees a signal while it waits
 
 
-@dataclass(frozen=True)
+@dataclass
 class Engine:
-    """What a direct transfer runs with. `workers` parts of one file are under way at once. The transport belongs to the caller."""
+    """What transfers run with: at most `workers` parts are under way at once, over all files. The transport belongs to the caller."""
 
     repository: Repository
     transport: PartTransport
@@ -36,6 +36,10 @@ class Engine:
     policy: RetryPolicy = field(default_factory=RetryPolicy)
     progress: Progress = field(default_factory=Silent)
     stop: Stop = field(default_factory=Stop)
+    throttle: Throttle = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.throttle = Throttle(self.workers)
 
     def download(self, spec: ObjectSpec, target: Path, *, span: Span = Span(), validation: Validation = "auto") -> TransferReport:
         """Downloads an object to `target`, replacing a file of that name only once the new one is verified.
@@ -102,20 +106,22 @@ class _SourceHasher:
         self._session = session
         self._of = run
         self._digest: SourceDigest | None = None
-        self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._run, daemon=True, name="score-md5")
         run.start(self._thread)
 
     def _run(self) -> None:
         try:
             self._digest = digest_source(self._session.source, self._session.parts, stop=self._of.stop)
-        except BaseException as error:  # noqa: BLE001  # handed to the thread that calls `result`
-            self._error = error
+            self._session.check_md5(self._digest)
+        except ObjectMismatch as error:
+            self._of.fail(error)  # first: a part that finds its upload gone must not be what the user hears of
+            self._session.drop()
+        except BaseException as error:  # noqa: BLE001  # handed to the thread that waits
+            self._of.fail(error)
 
     def result(self) -> SourceDigest:
         self._of.wait_for(self._thread)
-        if self._error is not None:
-            raise self._error
+        self._of.check()
         assert self._digest is not None
         return self._digest
 
@@ -146,12 +152,12 @@ class _Run:
         self.retries = 0
         self._claimed = {part.number for part in session.parts if session.claims(part)}
         kept = sum(part.size for part in session.parts if part.number in self._claimed)
-        engine.progress.begin(self.object_id, name, sum(part.size for part in session.parts), kept)
+        engine.progress.begin(self.object_id, name, sum(part.size for part in session.parts), kept, len(session.parts))
         self._lock = threading.Lock()
         self._threads: list[threading.Thread] = []
         self._error: BaseException | None = None
         self._deadline: float | None = None
-        self._throttle = Throttle(engine.workers)
+        self._throttle = engine.throttle
 
     def note(self, message: str) -> None:
         self.engine.progress.note(self.object_id, message)
@@ -170,6 +176,10 @@ class _Run:
             self.start(thread)
         for thread in threads:
             self.wait_for(thread)
+        self.check()
+
+    def check(self) -> None:
+        """Raises what made the transfer fail or stop, if something did."""
         if self._error is not None:
             raise self._error
         self.engine.stop.check()
@@ -197,9 +207,10 @@ class _Run:
             try:
                 self.moved[part.number] = self._until_done(part).moved
             except BaseException as error:  # noqa: BLE001  # handed to the thread that waits in `parts`
-                self._fail(error)
+                self.fail(error)
 
-    def _fail(self, error: BaseException) -> None:
+    def fail(self, error: BaseException) -> None:
+        """Ends the transfer: the first error is the one that is raised."""
         with self._lock:
             if self._error is None and not (isinstance(error, Interrupted) and self.stop.is_set()):
                 self._error = error
@@ -215,6 +226,7 @@ class _Run:
                     receipt = self.session.attempt(part, transport=self.engine.transport, stop=self.stop, advance=counted)
                 self._throttle.went_well()
                 self._settle_claim(part, receipt)
+                self.engine.progress.part_done(self.object_id)
                 return receipt
             except ScoreError as error:
                 counted.take_back()

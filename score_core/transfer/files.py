@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import itertools
 import os
 import stat
 import unicodedata
@@ -19,7 +20,7 @@ from score_core.checksum import Buffer
 from score_core.errors import ChangedError, Conflict, LocalFileError, NoSpaceError
 
 BLOCK_BYTES: Final = 1 << 20  # hashing and reading cost half as much per byte in 1 MiB as in 64 KiB blocks
-_MAX_NAME_BYTES: Final = 255 - len(".part.journal.unusable")  # the longest name that we make of it
+_MAX_NAME_BYTES: Final = 255 - len(".part.journal.unusable-99")  # the longest name that we make of it
 _NO_SPACE: Final = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -245,8 +246,12 @@ def journal_path(target: Path) -> Path:
 
 
 def put_aside(path: Path) -> Path | None:
-    """Renames a file that we did not make, or cannot use, to `<name>.unusable`; returns the new path, None if there was none."""
-    aside = path.with_name(path.name + ".unusable")
+    """Renames a file that we did not make, or cannot use, to `<name>.unusable`; returns the new path, None if there was none.
+
+    What was put aside earlier stays: then the new name is `<name>.unusable-2` and so on.
+    """
+    names = itertools.chain([path.name + ".unusable"], (f"{path.name}.unusable-{number}" for number in itertools.count(2)))
+    aside = next(found for name in names if not os.path.lexists(found := path.with_name(name)))
     with explained("rename", path):
         try:
             os.replace(path, aside)

@@ -48,9 +48,9 @@ _GONE_CODES: Final = frozenset({"NoSuchUpload", "NoSuchKey", "NoSuchBucket"})
 class HttpTransport:
     """Moves parts over HTTP(S), with proxies and certificates from the environment's usual variables.
 
-    At most `connections` parts are under way at once; further callers wait. A connection that brings less than
-    `min_bytes_per_s` over `stall_s` seconds is given up as `TransientError`. When `stop` is set, running calls raise
-    `Interrupted` at their next block.
+    Up to `connections` connections per server are kept open for reuse; how many parts are under way is the caller's business. A
+    connection that brings less than `min_bytes_per_s` over `stall_s` seconds is given up as `TransientError`. When `stop` is set, running
+    calls raise `Interrupted` at their next block.
     """
 
     def __init__(
@@ -62,7 +62,6 @@ class HttpTransport:
         min_bytes_per_s: int = 4096,
         ca_file: str | None = None,
     ) -> None:
-        self._slots = threading.BoundedSemaphore(connections)
         self._stall_s = stall_s
         self._min_bytes_per_s = min_bytes_per_s
         self._pools = _Pools(
@@ -78,7 +77,7 @@ class HttpTransport:
         headers = {"Accept-Encoding": "identity", "Range": byte_range.http, **url.headers}
         if if_match is not None:
             headers["If-Match"] = f'"{if_match}"'
-        with self._slots, _translated("receiving"):
+        with _translated("receiving"):
             response = self._pools.open("GET", url, headers)
             try:
                 _check_answer(response, byte_range, url)
@@ -107,7 +106,7 @@ class HttpTransport:
 
     def put(self, size: int, url: SignedUrl, blocks: Iterable[Buffer], *, stop: Stop | None = None) -> PutReply:
         headers = {"Content-Length": str(size), **url.headers}
-        with self._slots, _translated("sending"):
+        with _translated("sending"):
             body = _watched(blocks, _StallWatch(self._stall_s, self._min_bytes_per_s), stop)
             response = self._pools.open("PUT", url, headers, body=body if size else b"")
             try:

@@ -5,7 +5,7 @@ Nobody looks at message texts: the error's class decides.
 | error | again? |
 | --- | --- |
 | `TransientError`, `Unavailable` | yes, after a growing, jittered pause, or as long as the server asked for |
-| `UrlExpiredError` | yes, at once, with a new URL |
+| `UrlExpiredError` | yes, at once, with a new URL; after three it is a clock that is wrong, not an age |
 | `PartMismatch` | yes: one part's bytes were damaged on the way |
 | `AccessDenied` | once, with a new URL: a clock may be off; then it is final |
 | anything else | no |
@@ -22,6 +22,7 @@ from score_core.errors import AccessDenied, PartMismatch, TransientError, Unavai
 MAX_RETRY_AFTER_S: Final = 300.0  # a longer wish of a server is not obeyed to the letter: it would look like a hang
 _DENIED_ATTEMPTS: Final = 2
 _MISMATCH_ATTEMPTS: Final = 5
+_EXPIRED_ATTEMPTS: Final = 4
 
 
 def is_retryable(error: BaseException | None) -> bool:
@@ -64,6 +65,8 @@ class RetryPolicy:
     def _limit(self, error: BaseException) -> int:
         if isinstance(error, AccessDenied):
             return min(self.attempts, _DENIED_ATTEMPTS)
+        if isinstance(error, UrlExpiredError):
+            return min(self.attempts, _EXPIRED_ATTEMPTS)
         if isinstance(error, PartMismatch):
             return min(self.attempts, _MISMATCH_ATTEMPTS)
         return self.attempts

@@ -92,6 +92,7 @@ class UploadSession:
         self.urls = UrlSource(upload.parts, lambda parts: repository.sign_uploads(upload, parts))
         self.receipts: dict[int, PartReceipt] = {}
         self._stored = dict(upload.stored)
+        self._is_new = not upload.stored
         self._store_checks_md5: bool | None = None
 
     @classmethod
@@ -247,15 +248,22 @@ class UploadSession:
         self._confirm()
 
     def check_md5(self, source: SourceDigest) -> None:
-        """Raises `ObjectMismatch` and drops the upload when the file is not what was promised."""
+        """Raises `ObjectMismatch` when the file is not what was promised. Whoever catches that stops the senders, then calls `drop`."""
         if source.md5 == self.md5:
             return
-        self.repository.abort(self.upload.object_id)
         raise ObjectMismatch(
             f"{self.source.path} is not the file that was promised for object {self.upload.object_id}; nothing was published",
             expected=self.md5,
             actual=source.md5,
         )
+
+    def drop(self) -> None:
+        """Drops an upload that can never be published.
+
+        Unless parts were in it before this session: those may be the right ones, of somebody who has the right file.
+        """
+        if self._is_new:
+            self.repository.abort(self.upload.object_id)
 
     def _published_meanwhile(self) -> bool:
         """Whether somebody else's upload of the same content was first; ours is dropped then. Raises `Conflict` if the content is other."""

@@ -56,13 +56,14 @@ def test_resume_is_mentioned_in_the_summary(score: Score, some_file: Path) -> No
 def test_progress_lines_sum_up_all_files() -> None:
     now = [0.0]
     lines = Lines(2, clock=lambda: now[0])
-    lines.begin("a", "a", 60_000_000, 10_000_000)
-    lines.begin("b", "b", 40_000_000, 0)
+    lines.begin("a", "a", 60_000_000, 10_000_000, 3)
+    lines.begin("b", "b", 40_000_000, 0, 2)
     lines.advance("a", 20_000_000)
     lines.advance("b", -5_000_000)
+    lines.part_done("a")
     lines.retry("b", "part 1", "why", 1.0)
     now[0] = 5.0
-    assert lines.line() == "progress: 25.0% of 100.0 MB, 3.0 MB/s, 25 s left, 1 retry, file 1 of 2"
+    assert lines.line() == "progress: 25.0% of 100.0 MB, 1 of 5 parts, 3.0 MB/s, 25 s left, 1 retry, file 1 of 2"
 
 
 def test_bar_only_where_it_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -73,8 +74,9 @@ def test_bar_only_where_it_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_bar_runs_through(capsys: pytest.CaptureFixture[str]) -> None:
     with Bars() as bars:
-        bars.begin("a", "a\x1b[2J", 100, 50)
+        bars.begin("a", "a\x1b[2J", 100, 50, 2)
         bars.advance("a", 50)
+        bars.part_done("a")
         bars.retry("a", "part 1", "why", 0.1)
         bars.end(TransferReport("a", "a", "uploaded"))
     assert "\x1b[2J" not in capsys.readouterr().err

@@ -214,6 +214,25 @@ def test_signal_stops_a_stalled_download(site, command, number, code):
     assert not (site.out / path.name).exists()
 
 
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_signal_stops_a_batch_that_resumes(site, command, number, code):
+    path, object_id = site.file(PARTS), new_id()
+    manifest = site.folder / "upload.tsv"
+    manifest.write_text(f"object_id\tpath\tmd5\n{object_id}\t{path}\t{file_md5(path)}\n")
+    site.proxy.inject(Stall(after=1000), when=part(PARTS))
+    process = command("batch", "--manifest", str(manifest), "--direction", "upload")
+    wait_for(lambda: len(site.puts()) == PARTS - 1)
+
+    returned, errors, took_s = signalled(process, number)
+
+    assert (returned, took_s < 2.5) == (code, True)
+    assert "Traceback" not in errors
+    site.proxy.heal()
+    site.proxy.forget()
+    assert command("batch", "--manifest", str(manifest), "--direction", "upload").wait(60) == 0
+    assert site.puts() == [PARTS]
+
+
 def test_signal_amid_the_start_of_the_server(site, command, tmp_path):
     home = tmp_path / "fresh"
     process = command("download", "--object-id", new_id(), "--output-dir", str(site.out), XDG_DATA_HOME=str(home))

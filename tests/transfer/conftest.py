@@ -37,7 +37,7 @@ class RecordingProgress(Silent):
     retries: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
-    def begin(self, object_id: str, name: str, size: int, kept: int) -> None:
+    def begin(self, object_id: str, name: str, size: int, kept: int, parts: int) -> None:
         self.kept += kept
 
     def advance(self, object_id: str, count: int) -> None:

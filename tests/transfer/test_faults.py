@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import random
+import re
 import resource
 import subprocess
 import sys
@@ -89,7 +90,12 @@ PASSING: list[Fault] = [
 ]
 
 
-@pytest.mark.parametrize("fault", PASSING, ids=repr)
+def named(fault: object) -> str:
+    """The same in every process: `repr` of a fault that holds a function has an address in it."""
+    return re.sub(r" at 0x[0-9a-f]+", "", repr(fault))
+
+
+@pytest.mark.parametrize("fault", PASSING, ids=named)
 def test_passing_fault_of_a_get_costs_that_part_alone(rig: Any, fault: Fault) -> None:
     data = rig.put(8 * PART)
     rig.proxy.inject(fault, when=rig.get(3), times=2)
@@ -113,7 +119,7 @@ def test_passing_fault_of_a_get_costs_that_part_alone(rig: Any, fault: Fault) ->
         expired(),
         s3_error(400, "RequestTimeout"),
     ],
-    ids=repr,
+    ids=named,
 )
 def test_passing_fault_of_a_put_costs_that_part_alone(rig: Any, fault: Fault) -> None:
     path = rig.source(8 * PART)
@@ -195,7 +201,7 @@ def test_resets_in_a_third_of_the_requests(rig: Any, seed: int, way: str) -> Non
     assert sum(rig.tries().values()) == 64 + 19
 
 
-@pytest.mark.parametrize("fault", [Stall(after=0), Stall(after=PART // 2), Trickle(1000)], ids=repr)
+@pytest.mark.parametrize("fault", [Stall(after=0), Stall(after=PART // 2), Trickle(1000)], ids=named)
 def test_stalled_download_is_taken_away(hasty_rig: Any, fault: Fault) -> None:  # F18, F19
     rig = hasty_rig
     data = rig.put(16 * PART)
@@ -207,7 +213,7 @@ def test_stalled_download_is_taken_away(hasty_rig: Any, fault: Fault) -> None:  
     assert sum(rig.tries().values()) == 18
 
 
-@pytest.mark.parametrize("fault", [Stall(after=0), Stall(after=PART // 2), Trickle(1)], ids=repr)
+@pytest.mark.parametrize("fault", [Stall(after=0), Stall(after=PART // 2), Trickle(1)], ids=named)
 def test_stalled_upload_is_taken_away(hasty_rig: Any, fault: Fault) -> None:
     rig = hasty_rig
     path = rig.source(8 * PART)
@@ -251,10 +257,10 @@ def test_urls_of_two_seconds_last_for_64_parts(short_lived_rig: Any) -> None:  #
 
 def test_urls_that_expire_on_the_way_are_signed_again(rig: Any) -> None:  # F12
     data = rig.put(SIZE)
-    rig.proxy.inject(expired(), times=8)
+    rig.proxy.inject(expired(), times=3)
     report = rig.download()
     assert rig.target.read_bytes() == data
-    assert report.signings <= 2 + 8
+    assert report.signings <= 2 + 3
     assert rig.proxy.moved_bytes == SIZE + sum(seen.sent for seen in rig.proxy.moves() if seen.status == 403)
 
 
@@ -263,7 +269,7 @@ def test_url_that_is_always_expired_ends(rig: Any) -> None:  # F13: no endless r
     rig.proxy.inject(expired())
     with pytest.raises(ScoreError, match="expired"):
         rig.download()
-    assert max(rig.tries().values()) <= 10
+    assert max(rig.tries().values()) <= 4  # three refreshes
 
 
 @pytest.mark.parametrize("way", ["download", "upload"])

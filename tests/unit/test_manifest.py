@@ -141,7 +141,7 @@ def test_manifest_of_downloads_without_header() -> None:
         (b"<?xml version='1.0'?><ResultSet/>", "XML"),
         (b'{"message": "login"}', "JSON"),
         (b"[1]", "JSON"),
-        (gzip.compress(HEAD.encode()), "gzip"),
+        (gzip.compress(mtime=0, data=HEAD.encode()), "gzip"),
         (b"PK\x03\x04rest", "zip"),
         (HEAD.encode("utf-16"), "UTF-16"),
         (HEAD.encode("utf-16-le"), "UTF-16"),

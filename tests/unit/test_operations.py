@@ -9,7 +9,7 @@ import pytest
 
 from score_core import operations
 from score_core.errors import Conflict, LocalFileError, ObjectMismatch, ScoreError, Unverifiable
-from score_core.model import ObjectSpec, Part
+from score_core.model import ObjectSpec, Part, TransferReport
 from score_core.operations import DownloadItem, DownloadOptions, UploadItem
 from score_core.repository.direct import DirectRepository
 from score_core.testing.memory import MemoryStore, MemoryTransport
@@ -100,12 +100,12 @@ def test_verify_without_any_digest_says_so(tmp_path: Path) -> None:
 
 
 def test_batch_goes_on_after_a_bad_file() -> None:
-    def one(item: int) -> operations.TransferReport:
+    def one(item: int) -> TransferReport:
         if item == 1:
             raise ScoreError("no good")
         if item == 2:
             raise RuntimeError("a fault of ours")
-        return operations.TransferReport(str(item), "p", "uploaded")
+        return TransferReport(str(item), "p", "uploaded")
 
     reports = operations.batch([0, 1, 2, 3], one, lambda item: (str(item), "p"))
     assert [report.outcome for report in reports] == ["uploaded", "failed", "failed", "uploaded"]

@@ -37,7 +37,7 @@ def tries(policy: RetryPolicy, error: ScoreError) -> int:
     [
         (TransientError("x"), 10),
         (Unavailable("x"), 10),
-        (UrlExpiredError("x"), 10),
+        (UrlExpiredError("x"), 4),
         (MISMATCH, 5),
         (AccessDenied("x", status=403), 2),
         (PermanentError("x"), 1),
