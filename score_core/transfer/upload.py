@@ -123,6 +123,11 @@ class UploadSession:
         return self.upload.object_id
 
     @property
+    def hashes_whole(self) -> bool:
+        """Always: the whole file's MD5 was promised."""
+        return True
+
+    @property
     def key(self) -> str:
         """What tells this upload from every other of the same object."""
         return self.upload.upload_id
