@@ -33,7 +33,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _reported(given: argparse.Namespace) -> int:
-    from flows.local_server import LocalServerError
+    from flows.server_room import LocalServerError
     from score_core.errors import BatchError, ScoreError
 
     try:

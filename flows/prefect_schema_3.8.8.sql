@@ -1,4 +1,4 @@
--- Schema of Prefect 3.8.8 on SQLite: `python -m flows.local_server schema` writes this file.
+-- Schema of Prefect 3.8.8 on SQLite: `python -m flows.server_process schema` writes this file.
 BEGIN;
 CREATE TABLE agent (
 	id CHAR(36) DEFAULT (

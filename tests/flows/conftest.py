@@ -13,7 +13,8 @@ from random import Random
 import pytest
 
 from flows import local_server
-from flows.local_server import PendingServer, ServerHandle, ServerOptions
+from flows.local_server import PendingServer, ServerHandle
+from flows.server_room import ServerOptions
 from score_core import operations
 from score_core.operations import UploadItem, file_md5
 from score_core.repository.direct import DirectRepository

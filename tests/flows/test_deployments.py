@@ -9,7 +9,8 @@ import time
 import pytest
 
 from flows import local_server
-from flows.local_server import PendingServer, ServerOptions
+from flows.local_server import PendingServer
+from flows.server_room import ServerOptions
 from score_core.operations import file_md5
 from tests.flows.conftest import ROOT, new_id, same
 

@@ -17,8 +17,9 @@ from pathlib import Path
 
 import pytest
 
-from flows import local_server
-from flows.local_server import LocalServerError, ServerHandle, ServerOptions, ensure_server, running, start_in_background, stop
+from flows import local_server, server_process
+from flows.local_server import ServerHandle, ensure_server, running, start_in_background, stop
+from flows.server_room import LocalServerError, Room, ServerOptions, is_healthy
 
 pytestmark = [pytest.mark.prefect, pytest.mark.xdist_group("prefect")]
 
@@ -65,7 +66,7 @@ def said():
 
 
 def state_of(home: Path) -> dict:
-    state: dict = json.loads(local_server._Room.below(home).state.read_bytes())
+    state: dict = json.loads(Room.below(home).state.read_bytes())
     return state
 
 
@@ -138,7 +139,7 @@ def test_background_start_overlaps(home, said):
 
 
 def test_stale_state_of_recycled_pid_is_ignored(home):
-    room = local_server._Room.below(home)
+    room = Room.below(home)
     room.create()
     other = {"pid": os.getpid(), "identity": "boot:1", "started_at": 0.0, "url": "http://127.0.0.1:1/api", "auth": "a:b"}
     room.state.write_text(json.dumps({**other, "services": False, "ui": False, "ready": True}))
@@ -149,7 +150,7 @@ def test_stale_state_of_recycled_pid_is_ignored(home):
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"pid": 1}', '{"unknown": 1}'])
 def test_unreadable_state_is_ignored(home, content):
-    room = local_server._Room.below(home)
+    room = Room.below(home)
     room.create()
     room.state.write_text(content)
 
@@ -163,7 +164,7 @@ def test_stop_ends_the_server(home):
     handle = ensure_server(home, say=lambda _: None)
 
     assert stop(home)
-    assert not local_server._is_healthy(handle.url)
+    assert not is_healthy(handle.url)
     assert not stop(home)
 
 
@@ -175,7 +176,7 @@ def test_idle_server_ends_and_killed_one_is_replaced(home):
 
     assert second.origin == "started"
     assert second.url != first.url or second.auth != first.auth
-    room = local_server._Room.below(home)
+    room = Room.below(home)
     wait_until(lambda: room.live_state() is None)
     assert not room.state.exists()
 
@@ -204,7 +205,7 @@ def test_api_needs_the_password(shared_home):
 
 
 def test_password_is_private(shared_home):
-    room = local_server._Room.below(shared_home)
+    room = Room.below(shared_home)
 
     assert room.state.stat().st_mode & 0o077 == 0
     assert room.directory.stat().st_mode & 0o077 == 0
@@ -238,7 +239,7 @@ def test_flow_runs_and_is_recorded(shared_home, tmp_path):
     done = subprocess.run([sys.executable, str(program)], env=environment, capture_output=True, text=True, timeout=60, check=False)
 
     assert done.stdout == "[2, 4, 6]\n", done.stderr
-    database = local_server._Room.below(shared_home).database
+    database = Room.below(shared_home).database
 
     def completed():
         with contextlib.closing(sqlite3.connect(database)) as connection:
@@ -253,17 +254,17 @@ def test_schema_file_equals_migrations():
         """Without the order of a table's constraints, which varies."""
         return sorted(sorted(re.split(r"[,()\s]+", statement)) for statement in script.split(";"))
 
-    assert statements(local_server.schema_script()) == statements(local_server._schema_file().read_text("utf-8"))
+    assert statements(server_process.schema_script()) == statements(server_process._schema_file().read_text("utf-8"))
 
 
 def test_new_database_needs_no_migration(tmp_path):
-    assert local_server._prepare_database(tmp_path / "prefect.db")
+    assert server_process._prepare_database(tmp_path / "prefect.db")
 
 
 def test_unknown_prefect_version_migrates(tmp_path, monkeypatch):
-    monkeypatch.setattr(local_server, "_schema_file", lambda: tmp_path / "none.sql")
+    monkeypatch.setattr(server_process, "_schema_file", lambda: tmp_path / "none.sql")
 
-    assert not local_server._prepare_database(tmp_path / "prefect.db")
+    assert not server_process._prepare_database(tmp_path / "prefect.db")
     assert not (tmp_path / "prefect.db").exists()
 
 
@@ -306,7 +307,7 @@ def test_unwritable_home_is_one_sentence(tmp_path):
 
 
 def test_server_that_dies_names_its_log(home, monkeypatch):
-    room = local_server._Room.below(home)
+    room = Room.below(home)
     room.create()
     room.database.mkdir()  # no database can be opened there
 
