@@ -1,5 +1,6 @@
 """No secret is kept: markers and every signature of a run are searched for in all that Prefect and we write."""
 
+import os
 import subprocess
 import sys
 import time
@@ -97,3 +98,21 @@ def test_nothing_secret_is_kept(site, direction, kind):
     assert len(task_runs(f"{direction} {object_id}", 10)) >= 10
     time.sleep(1.5)  # the server's other tables follow within a flush interval
     assert_kept_nowhere(site, printed)
+
+
+def test_nothing_of_an_s3_signature_is_kept(site, seaweedfs_server):
+    """Against the real S3 server: neither the secret key nor any signed query, however it was spelled."""
+    path, object_id = site.folder / "big.bin", new_id()
+    path.write_bytes(os.urandom(11 << 20))  # S3's parts have 5 MiB or more
+    keys = {**seaweedfs_server.environment(), "SCORE_PART_SIZE_BYTES": str(5 << 20)}
+    store = seaweedfs_server.store_url(seaweedfs_server.fresh_bucket())
+    printed = b""
+    for arguments in (["upload", "--file", str(path)], ["download", "--output-dir", str(site.out)]):
+        command = [sys.executable, "-m", "flows", *arguments, "--object-id", object_id, "--store", store, "--json"]
+        done = subprocess.run(command, capture_output=True, cwd=ROOT, env=site.environment() | LOUD | keys, timeout=100, check=True)
+        printed += done.stdout + done.stderr
+    assert (site.out / "big.bin").read_bytes() == path.read_bytes()
+    time.sleep(1.5)
+    secrets = (seaweedfs_server.secret_key.encode(), b"X-Amz-Signature=", b"X-Amz-Credential=")
+    written = [("terminal", printed), *everything_written(site)]
+    assert [(str(where), secret[:16]) for where, data in written for secret in secrets if secret in data] == []
