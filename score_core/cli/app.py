@@ -115,19 +115,15 @@ class _Run:
         self._workflow_codes = "--workflow-exit-codes" in argv
 
     def guarded(self) -> int:
-        import logging
+        from score_core.cli.output import listening_to_logs
 
-        from score_core.cli.output import listen_to_logs
-
-        handler = listen_to_logs(debug="--debug" in self._argv)
         try:
-            return self._show(self._result())
+            with listening_to_logs(debug="--debug" in self._argv):
+                return self._show(self._result())
         except BrokenPipeError:
             # Nobody reads on. Python flushes stdout once more at its end: into nothing, so that it does not complain.
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
             return OTHER_CODE
-        finally:
-            logging.getLogger().removeHandler(handler)
 
     def _result(self) -> Result | None:
         from score_core.cli.output import Result, redacted_traceback, say

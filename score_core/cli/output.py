@@ -7,7 +7,8 @@ import json
 import logging
 import sys
 import traceback
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -164,11 +165,18 @@ class _Handler(logging.StreamHandler[Any]):
         super().emit(record)
 
 
-def listen_to_logs(*, debug: bool) -> logging.Handler:
+@contextmanager
+def listening_to_logs(*, debug: bool) -> Iterator[None]:
     """Shows warnings, and with `debug` all that our own modules log. Other libraries' debug lines quote signed URLs: they stay off."""
     handler = _Handler()
     handler.setFormatter(_Formatter(debug=debug))
     handler.setLevel(logging.DEBUG if debug else logging.WARNING)
-    logging.getLogger().addHandler(handler)
-    logging.getLogger("score_core").setLevel(logging.DEBUG if debug else logging.WARNING)
-    return handler
+    root, ours = logging.getLogger(), logging.getLogger("score_core")
+    before = ours.level
+    root.addHandler(handler)
+    ours.setLevel(handler.level)
+    try:
+        yield
+    finally:
+        root.removeHandler(handler)
+        ours.setLevel(before)

@@ -28,6 +28,7 @@ with pytest.MonkeyPatch.context() as _patch:  # importing Prefect makes its home
     for _name in [_name for _name in os.environ if _name.startswith("PREFECT")]:
         _patch.delenv(_name)
     _patch.setenv("PREFECT_HOME", str(Path(tempfile.gettempdir()) / f"score-tests-prefect-{os.getuid()}"))
+    _patch.setenv("PREFECT_LOGGING_LEVEL", "CRITICAL")  # Prefect configures its loggers once per process, whoever runs a flow first
     import prefect.main
     import prefect.settings
 from prefect import get_client
