@@ -34,7 +34,7 @@ from score_core.model import ByteRange, SignedUrl
 from score_core.transfer.part import PutReply, Sink
 from score_core.transfer.stop import Stop
 
-_READ_BYTES: Final = 1 << 20
+_READ_BYTES: Final = 512 << 10  # 1 MiB gains nothing measurable and costs each connection as much memory
 _SEND_BYTES: Final = 256 << 10  # `sendall` has one deadline for all its bytes: a block must pass within the time-out on a slow line
 _MAX_ERROR_BYTES: Final = 16 << 10
 _CONTENT_RANGE: Final = re.compile(r"bytes (\d+)-(\d+)/(?:\d+|\*)")

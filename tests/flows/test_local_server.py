@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from flows import local_server, server_process
+from flows import server_process
 from flows.local_server import ServerHandle, ensure_server, running, start_in_background, stop
 from flows.server_room import LocalServerError, Room, ServerOptions, is_healthy
 
