@@ -122,6 +122,7 @@ def _downloads(work: Path, source: Source, s3: S3Endpoint, plain: str | None, fo
     return contenders
 
 
+_PEERS: Final = ("s5cmd", "boto3")  # neither verifies anything; what they take with md5sum behind is a row of its own
 _BOTO3: Final = """
 import sys, boto3
 from botocore.config import Config
@@ -156,7 +157,10 @@ def _score_download(object_id: str, folder: Path, environment: Mapping[str, str]
 
 def _table(title: str, runs: Mapping[str, Run], size: int, limit: float) -> None:
     best = max(len(name) for name in runs)
-    print(f"\n{title:{best}}   MB/s  of MD5  CPU s/GiB  peak MiB  seconds")
+    print(f"\n{title:{best}}   MB/s  of MD5  x s5cmd  x boto3  CPU s/GiB  peak MiB  seconds")
+    peers = [
+        next((found.wall_s for name, found in runs.items() if name.startswith(f"{peer} ") and "+" not in name), None) for peer in _PEERS
+    ]
     for name, found in sorted(runs.items(), key=lambda item: item[1].wall_s):
         rate = size / 1e6 / found.wall_s
         print(

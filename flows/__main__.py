@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import dataclasses
 import json
+import logging
 import os
 import signal
 import socket
@@ -44,16 +45,14 @@ def _reported(given: argparse.Namespace) -> int:
                 return demo(Path(given.dir) if given.dir else None, started_s=started_s)
             outcome = _FLOWS[given.command](given)
     except BatchError as error:
-        _show([dataclasses.asdict(report) for report in error.reports], given)
-        return _fail(str(error), error.exit_code)
+        return _told(given, [dataclasses.asdict(report) for report in error.reports], str(error), error.exit_code)
     except ScoreError as error:
-        return _fail(str(error), error.exit_code)
+        return _told(given, [], str(error), error.exit_code)
     except LocalServerError as error:
-        return _fail(str(error), 1)
+        return _told(given, [], str(error), 1)
     except KeyboardInterrupt:
-        return _fail("Interrupted; run the same command again to resume", 130)
-    _show(outcome if isinstance(outcome, list) else [outcome], given)
-    return 0
+        return _told(given, [], "Interrupted; run the same command again to resume", 130)
+    return _told(given, outcome if isinstance(outcome, list) else [outcome], None, 0)
 
 
 @contextlib.contextmanager
@@ -71,8 +70,20 @@ def _prefect() -> Iterator[float]:
                 __import__(name)
         os.environ.update(pending.wait().environment())  # before Prefect is imported: it reads them once
         __import__("flows.batch")
+    logging.getLogger("EventsWorker").setLevel(logging.ERROR)  # "Still processing items": its own business, and not a warning
+    _show_progress()
     with local_server.quick_flows():
         yield time.monotonic() - began
+
+
+def _show_progress() -> None:
+    """The flows' own lines (a transfer's progress every few seconds) on stderr; Prefect's loggers are not touched."""
+    lines = logging.StreamHandler(sys.stderr)
+    lines.setFormatter(logging.Formatter("%(message)s"))
+    ours = logging.getLogger("flows")
+    ours.addHandler(lines)
+    ours.setLevel(logging.INFO)
+    ours.propagate = False
 
 
 def _upload(given: argparse.Namespace) -> dict[str, Any]:
@@ -96,11 +107,14 @@ def _download(given: argparse.Namespace) -> dict[str, Any]:
 
 def _batch(given: argparse.Namespace) -> list[dict[str, Any]]:
     from flows.batch import batch
+    from flows.driving import threads
+    from score_core.settings import load
 
-    return batch(
+    return batch.with_options(task_runner=threads(load().transfer.files_at_once))(
         given.manifest,
         given.direction,
         given.output_dir and str(Path(given.output_dir).absolute()),
+        output_layout=given.output_layout,
         validation=given.validate,
         force=given.force,
         store=given.store,
@@ -110,12 +124,16 @@ def _batch(given: argparse.Namespace) -> list[dict[str, Any]]:
 _FLOWS: Final[dict[str, Callable[[argparse.Namespace], Any]]] = {"upload": _upload, "download": _download, "batch": _batch}
 
 
-def _show(reports: list[dict[str, Any]], given: argparse.Namespace) -> None:
-    if given.json:
-        print(json.dumps({"files": reports}, indent=2))
-        return
-    for report in reports:
-        print(_line(report))
+def _told(given: argparse.Namespace, reports: list[dict[str, Any]], error: str | None, code: int) -> int:
+    """Says how it ended, as `score` does: with `--json` one document, also on failure; returns the exit code."""
+    if getattr(given, "json", False):
+        print(json.dumps({"command": given.command, "files": reports, "error": error, "exit_code": code}, indent=2))
+    else:
+        for report in reports:
+            print(_line(report))
+    if error is not None:
+        print(f"error: {error}", file=sys.stderr)
+    return code
 
 
 def _line(report: dict[str, Any]) -> str:
@@ -125,11 +143,6 @@ def _line(report: dict[str, Any]) -> str:
     kept = f", {report['parts_kept']} of {report['parts']} parts kept from an earlier run" if report["parts_kept"] else ""
     moved = f", {report['bytes_moved']:,} bytes moved in {report['seconds']:.1f} s ({rate:.0f} MB/s)" if report["bytes_moved"] else ""
     return f"{report['outcome']:12} {report['path']} ({report['size']:,} bytes, MD5 {report['md5'] or 'not verified'}{moved}{kept})"
-
-
-def _fail(message: str, code: int) -> int:
-    print(f"ERROR: {message}", file=sys.stderr)
-    return code
 
 
 @contextlib.contextmanager
@@ -194,11 +207,12 @@ def _parser() -> argparse.ArgumentParser:
     download = commands.add_parser("download", parents=[common, validate], help="download one object, a task run per part")
     download.add_argument("--object-id", required=True)
     download.add_argument("--output-dir", required=True)
-    download.add_argument("--output-layout", default="filename", choices=["filename", "id"])
+    download.add_argument("--output-layout", default="filename", choices=["filename", "bundle", "id"])
     batch = commands.add_parser("batch", parents=[common, validate], help="transfer every file of a manifest")
     batch.add_argument("--manifest", required=True)
     batch.add_argument("--direction", required=True, choices=["upload", "download"])
     batch.add_argument("--output-dir", help="for downloads: where the files go")
+    batch.add_argument("--output-layout", default="filename", choices=["filename", "bundle", "id"])
     demo = commands.add_parser("demo", help="upload, kill, resume, download and verify real files, and show what happened")
     demo.add_argument("--dir", help="where to work; by default a folder that is removed at the end")
     server = commands.add_parser("server", help="start, stop or look at the local Prefect server", add_help=False)

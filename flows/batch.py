@@ -95,7 +95,7 @@ def _upload_all(items: list[UploadItem], *, force: bool, store: str | None, larg
 
 
 def _download_all(items: list[DownloadItem], options: DownloadOptions, store: str | None, large_bytes: int) -> list[TransferReport]:
-    small = [item for item in items if (item.size or 0) < large_bytes]
+    small = [item for item in items if _stored_size(item, store) < large_bytes]
     futures = download_file.map(store=unmapped(store), item=small, options=unmapped(options))
     runs = dict(zip(small, futures, strict=True))
     return [
@@ -105,7 +105,10 @@ def _download_all(items: list[DownloadItem], options: DownloadOptions, store: st
 
 
 def _path(item: DownloadItem, options: DownloadOptions) -> str:
-    return str(options.output_dir / (item.file_name or item.object_id))
+    """Where a failed file would have been, as far as the manifest tells."""
+    name = item.object_id if options.layout == "id" else item.file_name or item.object_id
+    folder = options.output_dir / item.analysis_id if options.layout == "bundle" and item.analysis_id else options.output_dir
+    return str(folder / name)
 
 
 def _subflow(item: DownloadItem, options: DownloadOptions, store: str | None) -> Callable[[], dict[str, Any]]:
@@ -120,6 +123,7 @@ def _subflow(item: DownloadItem, options: DownloadOptions, store: str | None) ->
         file_name=item.file_name,
         analysis_id=item.analysis_id,
         expected_md5=item.md5,
+        expected_size=item.size,
     )
 
 
@@ -133,6 +137,16 @@ def _outcome(object_id: str, path: str, finish: Callable[[], dict[str, Any]]) ->
         return failed(object_id, path, error)
     except Exception as error:  # noqa: BLE001  # a fault in one file must not lose the others; its own run shows the traceback
         return failed(object_id, path, ScoreError(f"Unexpected failure ({type(error).__name__}); its task run has the details"))
+
+
+def _stored_size(item: DownloadItem, store: str | None) -> int:
+    """The manifest's size, else the repository's."""
+    if item.size is not None:
+        return item.size
+    try:
+        return sessions.engine(store).repository.describe(item.object_id).size
+    except ScoreError:
+        return 0  # its own transfer will say what is wrong
 
 
 def _size(path: Path) -> int:

@@ -24,7 +24,15 @@ from score_core.transfer.files import journal_path
 from tasks import sessions
 
 DATA: Final = Path(__file__).resolve().parent.parent / "tests" / "data"
-REAL_FILES: Final = ("htsnexus_test_NA12878.bam", "NA12878.embedref.cram", "ex1.vcf.gz", "range.bam", "range.cram")
+REAL_FILES: Final = (
+    "htsnexus_test_NA12878.bam",
+    "htsnexus_test_NA12878.cram",
+    "NA12878.embedref.cram",
+    "range.bam",
+    "range.cram",
+    "ex1.vcf.gz",
+    "sample1-bcbio-cancer.vcf.gz",
+)
 GENERATED_BYTES: Final = 256 << 20
 _SEED: Final = 12878
 _SPACE: Final = uuid.UUID("6ba7b811-9dad-11d1-80b4-00c04fd430c8")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -30,6 +31,8 @@ _ARTIFACT_EVERY_S: Final = 2.0  # an update is an HTTP call of 26 ms
 PART_THREADS: Final = 17  # 16 parts, should the settings ask for so many workers, and the whole file's MD5 beside them
 
 Group = Sequence[Part]
+
+_log = logging.getLogger(__name__)
 
 
 def threads(count: int) -> TaskRunner[Any]:
@@ -65,7 +68,7 @@ def move_all(
     missing = [part for part in opened.session.parts if part.number not in kept_numbers]
     most = max(1, -(-len(opened.session.parts) // max(1, max_task_runs)))
     meter = _Meter(opened)
-    cached = _configured(opened, task, results)
+    cached = _configured(opened, task, results, max_task_runs)
     _map(opened, cached, list(_groups(kept, most)), meter, proof)
     _map(opened, cached.with_options(refresh_cache=True), list(_groups(missing, most)), meter, proof)
     return len(kept)
@@ -78,9 +81,13 @@ def move_again(opened: Transfer, task: Task[Any, Any], results: Path, numbers: S
     _map(opened, fresh, [[part] for part in parts], _Meter(opened), None)
 
 
-def _configured(opened: Transfer, task: Task[Any, Any], results: Path) -> Task[Any, Any]:
-    """The task as this machine's settings want it. Its results have a folder of the transfer's own: those of failures get random names."""
-    return task.with_options(result_storage=results / cache_folder(opened.ref), retries=opened.engine.policy.attempts - 1)
+def _configured(opened: Transfer, task: Task[Any, Any], results: Path, max_task_runs: int = MAX_TASK_RUNS) -> Task[Any, Any]:
+    """The task as this machine's settings want it. Its results have a folder of the transfer's own: those of failures get random names.
+
+    Prefect's count is per task run and the policy's per part: a run of a group of parts may need as many tries as all of them.
+    """
+    retries = (opened.engine.policy.attempts - 1) * -(-len(opened.session.parts) // max(1, max_task_runs))
+    return task.with_options(result_storage=results / cache_folder(opened.ref), retries=max(0, retries))
 
 
 def _groups(parts: Sequence[Part], most: int) -> Iterator[Group]:
@@ -158,6 +165,7 @@ class _Meter:
     def __init__(self, opened: Transfer) -> None:
         self._size = sum(part.size for part in opened.session.parts) or 1
         self._done = 0
+        self._name = Path(opened.ref.path).name
         self._said = time.monotonic()
         created = create_progress_artifact(
             progress=0.0, key=f"transfer-{opened.ref.object_id.lower()}", description=f"Object {opened.ref.object_id}"
@@ -169,6 +177,7 @@ class _Meter:
         now = time.monotonic()
         if now - self._said >= _ARTIFACT_EVERY_S or self._done >= self._size:
             self._said = now
+            _log.info("%s: %s of %s bytes (%.0f %%)", self._name, f"{self._done:,}", f"{self._size:,}", 100 * self._done / self._size)
             update_progress_artifact(self._artifact, progress=min(100.0, 100.0 * self._done / self._size))
 
 

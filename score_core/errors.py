@@ -79,9 +79,13 @@ def _printable(letter: str) -> str:
 
 
 class ScoreError(Exception):
-    """Base of everything raised on purpose here. `str()` is one sentence fit for a user; `exit_code` is the CLI's."""
+    """Base of everything raised on purpose here. `str()` is one sentence fit for a user; `exit_code` is the CLI's.
+
+    `is_final` is set by the driver that gave up: no other layer needs to try again.
+    """
 
     exit_code: int = 1
+    is_final: bool = False
 
     def __init__(self, message: str) -> None:
         super().__init__(redact(message))

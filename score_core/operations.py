@@ -83,7 +83,7 @@ def upload(engine: Engine, item: UploadItem, *, force: bool = False) -> Transfer
     Raises:
         ScoreError: nothing was published.
     """
-    check_object_id(item.object_id)
+    item = dataclasses.replace(item, object_id=check_object_id(item.object_id))
     md5 = item.md5 if item.md5 is not None else file_md5(item.path, stop=engine.stop)
     report = engine.upload(item.path, item.object_id, md5=md5, overwrite=force)
     engine.progress.end(report)
@@ -107,9 +107,9 @@ def download(engine: Engine, item: DownloadItem, options: DownloadOptions) -> Tr
 
 def plan_download(engine: Engine, item: DownloadItem, options: DownloadOptions) -> tuple[ObjectSpec, Path, TransferReport | None]:
     """The object, where it goes, and its report if that file is there already and right."""
-    check_object_id(item.object_id)
-    spec = engine.repository.describe(item.object_id)
+    spec = engine.repository.describe(check_object_id(item.object_id))
     check_expectations(item, spec)
+    options.span.clipped(spec)
     target = target_of(item, spec, options)
     if options.claimed.setdefault(target, spec.object_id) != spec.object_id:
         raise Conflict(f"{target} is also the name of object {options.claimed[target]}: download one of them with --output-layout id")
@@ -171,9 +171,9 @@ def verify(spec: ObjectSpec, path: Path, *, stop: Stop | None = None) -> Transfe
             raise Unverifiable(f"Object {spec.object_id} has no recorded MD5 to verify {path} by")
         if source.size != spec.size:
             raise ObjectMismatch(
-                f"{path} has {source.size} bytes and object {spec.object_id} has {spec.size}",
+                f"{path} has {source.size:,} bytes where object {spec.object_id} has {spec.size:,}",
                 expected=spec.md5 or "of its parts",
-                actual="not computed",
+                actual="another, not computed because the sizes differ",
             )
         if spec.md5 is None:
             _check_parts(source, spec, stop)

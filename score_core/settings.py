@@ -342,7 +342,9 @@ def _explained(error: ValidationError, found: _Found) -> ConfigurationError:
     _, raw, source = found.get(name, (0, None, "unknown source"))
     wanted = str(problem["ctx"]["error"]) if problem["type"] == "value_error" else problem["msg"].removeprefix("Input should be ")
     unit = Settings.model_fields[name].description
-    if unit:
-        wanted += f" {unit}" if problem["type"] in {"greater_than_equal", "less_than_equal"} else f", in {unit}"
+    if unit and problem["type"] in {"greater_than_equal", "less_than_equal"}:
+        wanted = f"{wanted.replace('greater than or equal to', 'at least').replace('less than or equal to', 'at most')} {unit}"
+    elif unit:
+        wanted = f"a number of {unit}"
     got = "" if name == "token" else f", got {str(raw)[:200]!r}"
     return ConfigurationError(f"{name} must be {wanted}{got} ({source})")

@@ -30,12 +30,13 @@ def find_damaged(transfer: Ref) -> list[int]:
 
 @task(name="verify-md5", cache_policy=NO_CACHE, persist_result=False)
 def verify_md5(transfer: Ref) -> str | None:
-    """The MD5 of the whole file, proven against what was promised; runs beside the parts.
+    """The MD5 that the file is proven to have, once all parts are there; runs beside them.
 
-    None for a download whose parts' own MD5s prove it (or with `off`).
+    Uploads and `whole` downloads are hashed here; other downloads were proven part by part, and this makes sure that none is missing. None
+    when nothing recorded the whole file's MD5, or nothing was to be proven (`off`).
 
     Raises:
-        ObjectMismatch: and stops the parts of an upload, whose other bytes need not be sent any more.
+        ObjectMismatch: the file is not what was promised. The parts of an upload are stopped then: no byte more needs to be sent.
     """
     opened = sessions.get(transfer)
     if isinstance(opened.session, Download):
@@ -53,9 +54,10 @@ def verify_md5(transfer: Ref) -> str | None:
 def _verify_download(opened: Transfer, download: Download) -> str | None:
     if download.hashes_whole:
         download.hasher.follow(opened.stop)
-        opened.stop.check()
-        return download.hasher.finish()
-    return None
+    else:
+        download.hasher.wait_for_all(opened.stop)
+    opened.stop.check()
+    return download.verify(stop=opened.stop)
 
 
 @task(name="find-suspects", cache_policy=NO_CACHE, persist_result=False)

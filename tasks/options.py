@@ -12,20 +12,20 @@ from prefect.cache_policies import CacheKeyFnPolicy
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.context import TaskRunContext
 
-from score_core.transfer.policy import RetryPolicy
+from score_core.errors import ScoreError
+from score_core.transfer.policy import RetryPolicy, is_retryable
 from tasks.sessions import Ref
 
 KEPT_FOR: Final = timedelta(days=30)  # results of parts, if the transfer is never finished
 
 
-def retryable(_task: Task[Any, Any], run: TaskRun, state: State[Any]) -> bool:
-    """Whether Prefect may try again: asks the direct engine's policy. A plain function: Prefect takes any other callable for "no"."""
+def retryable(_task: Task[Any, Any], _run: TaskRun, state: State[Any]) -> bool:
+    """Whether Prefect may try again: `Transfer.move` has asked the engine's policy. A plain function: Prefect takes others for "no"."""
     try:
         error = state.result(raise_on_failure=False)
     except Exception:  # noqa: BLE001  # no result, no reason to repeat
         return False
-    policy = RetryPolicy(attempts=1 + (run.empirical_policy.retries or 0))
-    return isinstance(error, Exception) and policy.pause_s(error, run.run_count) is not None
+    return isinstance(error, ScoreError) and is_retryable(error) and not error.is_final
 
 
 def part_key(context: TaskRunContext, parameters: dict[str, Any]) -> str:

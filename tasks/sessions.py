@@ -13,13 +13,12 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Final
 
-from score_core.errors import ConfigurationError, Interrupted, ScoreError, TransientError
+from score_core.errors import ConfigurationError, Interrupted, ScoreError
 from score_core.model import Part, PartReceipt
 from score_core.session import open_engine
 from score_core.settings import load
 from score_core.transfer.download import Download
-from score_core.transfer.engine import Engine, Throttle
-from score_core.transfer.policy import needs_new_url
+from score_core.transfer.engine import Engine, Throttle, Tries
 from score_core.transfer.stop import Stop
 from score_core.transfer.upload import SourceDigest, UploadSession
 from score_core.transfer.urls import Signer
@@ -54,7 +53,7 @@ class Transfer:
     moved: dict[int, int] = field(default_factory=dict)
     retries: int = 0
     cached: int = 0
-    _failures: dict[int, int] = field(default_factory=dict)
+    _tries: dict[int, Tries] = field(default_factory=dict)
     _pauses: dict[int, float] = field(default_factory=dict)
     _moving: int = 0
     _changed: threading.Condition = field(default_factory=threading.Condition)
@@ -77,19 +76,11 @@ class Transfer:
         return receipt
 
     def _prepare_next(self, part: Part, error: ScoreError) -> None:
-        tries = self._failures[part.number] = self._failures.get(part.number, 0) + 1
-        pause = self.engine.policy.pause_s(error, tries)
-        if pause is None:
-            if not isinstance(error, Interrupted):
-                error.at(f"Part {part.number} of object {self.ref.object_id}" + (f" after {tries} tries" if tries > 1 else ""))
-            return
-        self._pauses[part.number] = pause
-        with self._changed:
-            self.retries += 1
-        if needs_new_url(error):
-            self.session.urls.forget()
-        elif isinstance(error, TransientError) and error.busy:
-            self.throttle.went_badly(pause if error.retry_after_s is not None else 0.0)
+        pause = self._tries.setdefault(part.number, Tries(self.engine, self.session, part)).failed(error)
+        if pause is not None:
+            self._pauses[part.number] = pause
+            with self._changed:
+                self.retries += 1
 
     @contextmanager
     def _counted(self) -> Iterator[None]:

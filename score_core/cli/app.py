@@ -55,10 +55,11 @@ Options of every command, before or after its name:
   --profile NAME       Use the settings of this profile of the configuration file.
   --config FILE        The configuration file, instead of the one in your home.
   --store ADDRESS      Where the objects are: s3://bucket[/prefix][?endpoint=URL] or file:///folder.
-  --url ADDRESS        The Score server to talk to.
+  --url ADDRESS        A Score server (this version cannot talk to one yet, and says so).
   --json               Print one JSON document on stdout, also on failure.
   --progress MODE      auto, bar, log (a line every 10 s) or none.
-  --quiet, --silent    Show no progress; print nothing at all.
+  --quiet              Show no progress.
+  --silent             Print nothing at all; the exit code tells.
   --debug              Log what happens, and show tracebacks of unexpected errors.
   --workflow-exit-codes  Exit with 104 instead of 7, for workflow engines that retry it.
 
@@ -84,8 +85,10 @@ def root_help() -> str:
 
 
 def _run(argv: list[str]) -> tuple[int, bool]:
-    if argv and argv[0] == "help":
+    if argv and argv[0] == "help" and (len(argv) == 1 or argv[1] in COMMANDS):
         argv = [*argv[1:], "--help"]
+    elif argv and argv[0] == "help":
+        argv = argv[1:]  # no such command: it will be told so
     if argv in (["--help"], ["-h"]):
         print(root_help())
         return 0, False

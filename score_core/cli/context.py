@@ -30,7 +30,7 @@ class GlobalOptions:
     profile: Annotated[str | None, Parameter(help="Use the settings of this profile of the configuration file.")] = None
     config: Annotated[str | None, Parameter(help="The configuration file, instead of the one in your home.")] = None
     store: Annotated[str | None, Parameter(help="Where the objects are: s3://bucket[/prefix][?endpoint=URL] or file:///folder.")] = None
-    url: Annotated[str | None, Parameter(help="The Score server to talk to.")] = None
+    url: Annotated[str | None, Parameter(help="A Score server (this version cannot talk to one yet, and says so).")] = None
     quiet: Annotated[bool, Parameter(help="Show no progress.", negative=())] = False
     silent: Annotated[bool, Parameter(help="Print nothing at all; the exit code tells.", negative=())] = False
     json: Annotated[bool, Parameter(help="Print one JSON document on stdout, also on failure.", negative=())] = False

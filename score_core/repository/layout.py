@@ -28,7 +28,9 @@ _UUID: Final = re.compile(r"[0-9a-fA-F]{1,8}-[0-9a-fA-F]{1,4}-[0-9a-fA-F]{1,4}-[
 
 
 def check_object_id(text: str) -> str:
-    """`text` if it is a UUID, in Java's lenient sense: five groups of hex digits of any length up to the usual (protocol 21.24).
+    """`text` in lower case if it is a UUID, in Java's lenient sense: five groups of hex digits of any length up to the usual (21.24).
+
+    Ids differ by more than case: else two spellings of one id would be two objects.
 
     Raises:
         ConfigurationError: it is not.
@@ -37,7 +39,7 @@ def check_object_id(text: str) -> str:
         raise ConfigurationError(
             f"{text[:80]!r} is not an object id: that is a UUID such as 3f6c1c8e-2b1d-5a57-9a55-0d6f0f5b2c11, which Song gives to each file"
         )
-    return text
+    return text.lower()
 
 
 def is_object_id(text: str) -> bool:

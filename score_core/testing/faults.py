@@ -22,7 +22,6 @@ import socketserver
 import struct
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler
@@ -371,10 +370,6 @@ class FaultProxy:
     def moved_bytes(self) -> int:
         """Bytes of parts that went through, in either direction, whole or not."""
         return sum(seen.received if seen.method == "PUT" else seen.sent for seen in self.moves())
-
-    def tries_by_part(self) -> Counter[tuple[int, int]]:
-        """How often each part was tried, by (number, offset)."""
-        return Counter((seen.part, seen.offset) for seen in self.moves())
 
     def forget(self) -> None:
         """Counts from nothing again."""

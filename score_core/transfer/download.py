@@ -87,6 +87,7 @@ class Download:
         self.notes: list[str] = []
         self.hasher = WholeHasher(self)
         self._proven: set[int] = set()
+        self._verified = False
         self.urls = UrlSource(self.parts, lambda parts: repository.sign_downloads(spec, [part.range for part in parts]))
 
     @classmethod
@@ -167,6 +168,7 @@ class Download:
 
     def forget(self, parts: Iterable[Part]) -> None:
         """Drops what is known of these parts, so that they are fetched again."""
+        self._verified = False
         for part in parts:
             self.receipts.pop(part.number, None)
             self._proven.discard(part.number)
@@ -225,10 +227,12 @@ class Download:
         if missing:
             raise ScoreError(f"Object {self.spec.object_id} is not complete: part {missing[0]} and {len(missing) - 1} more are missing")
         if not self.hashes_whole:
+            self._verified = True
             return self.spec.md5 if self.proof == "parts" and self.spec.sealed else None
         actual = self.hasher.finish(stop=stop)
         if actual != self.spec.md5:
             raise ObjectMismatch(f"Object {self.spec.object_id} is not what it should be", expected=str(self.spec.md5), actual=actual)
+        self._verified = True
         return actual
 
     def suspects(self, *, stop: Stop | None = None) -> list[Part]:
@@ -242,7 +246,11 @@ class Download:
         return wrong
 
     def publish(self) -> Path:
-        """Gives the verified file its name and removes the journal."""
+        """Gives the verified file its name and removes the journal. Raises `ScoreError` when `verify` has not said yes."""
+        if not self._verified:
+            raise ScoreError(
+                f"Object {self.spec.object_id} was not verified, so {self.target} is not published; this is a fault of the driver"
+            )
         self.file.publish()
         self.journal.discard()
         return self.target
@@ -331,6 +339,12 @@ class WholeHasher:
                         self._arrived.wait(_STEP_WAIT_S)
         except BaseException as error:  # noqa: BLE001  # handed to the thread that calls `finish`
             self._error = error
+
+    def wait_for_all(self, stop: Stop) -> None:
+        """Waits until every part is there or `stop` is set, and hashes nothing."""
+        while not stop.is_set() and not all(self._download.has(part) for part in self._download.parts):
+            with self._arrived:
+                self._arrived.wait(_STEP_WAIT_S)
 
     def _take(self, part: Part, stop: Stop | None) -> None:
         for block in self._download.file.blocks(part.offset - self._download.span.offset, part.size):

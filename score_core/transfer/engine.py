@@ -225,9 +225,8 @@ class _Run:
         self.stop.set()
 
     def _until_done(self, part: Part) -> PartReceipt:
-        tries, alike = 0, Counter[type[ScoreError]]()
+        tries = Tries(self.engine, self.session, part)
         while True:
-            tries += 1
             counted = _Counted(self)
             try:
                 with self._throttle.slot(self.stop):
@@ -238,10 +237,9 @@ class _Run:
                 return receipt
             except ScoreError as error:
                 counted.take_back()
-                alike[type(error)] += 1
-                pause = self.engine.policy.pause_s(error, tries, alike=alike[type(error)])
+                pause = tries.failed(error)
                 if pause is None:
-                    raise self._final(error, part, tries) from error.__cause__
+                    raise
                 self._before_retry(error, part, pause)
 
     def _settle_claim(self, part: Part, receipt: PartReceipt) -> None:
@@ -253,21 +251,9 @@ class _Run:
     def _before_retry(self, error: ScoreError, part: Part, pause: float) -> None:
         with self._lock:
             self.retries += 1
-        if isinstance(error, TransientError) and error.busy:
-            self._throttle.went_badly(pause if error.retry_after_s is not None else 0.0)
-        if needs_new_url(error):
-            self.session.urls.forget()
-        else:
+        if not needs_new_url(error):
             self.engine.progress.retry(self.object_id, f"part {part.number}", str(error), pause)
         self.stop.wait(pause)
-
-    def _final(self, error: ScoreError, part: Part, tries: int) -> ScoreError:
-        if isinstance(error, Interrupted):
-            return error
-        if isinstance(error, IntegrityError):
-            return error.at(f"Gave up after {tries} tries")
-        times = f" after {tries} tries" if tries > 1 else ""
-        return error.at(f"Part {part.number} of object {self.object_id}{times}")
 
     def finish(self) -> None:
         """Ends the threads and closes what they used, unless one is stuck in it: then it is left to the end of the process."""
@@ -307,6 +293,36 @@ def _step_back() -> None:
     me = threading.get_native_id()
     with suppress(OSError):
         os.setpriority(os.PRIO_PROCESS, me, max(_BACK_NICE, os.getpriority(os.PRIO_PROCESS, me)))
+
+
+class Tries:
+    """The failed attempts at one part: counts them by kind, asks the policy, and draws the consequences. For every driver."""
+
+    def __init__(self, engine: Engine, session: Session, part: Part) -> None:
+        self._engine = engine
+        self._session = session
+        self._part = part
+        self._kinds: Counter[type[ScoreError]] = Counter()
+
+    def failed(self, error: ScoreError) -> float | None:
+        """Seconds to wait before the next attempt; None when there is none: then the error says where it came from and `is_final`."""
+        self._kinds[type(error)] += 1
+        pause = self._engine.policy.pause_s(error, self._kinds.total(), alike=self._kinds[type(error)])
+        if pause is None:
+            self._conclude(error)
+        elif needs_new_url(error):
+            self._session.urls.forget()
+        elif isinstance(error, TransientError) and error.busy:
+            self._engine.throttle.went_badly(pause if error.retry_after_s is not None else 0.0)
+        return pause
+
+    def _conclude(self, error: ScoreError) -> None:
+        error.is_final = True
+        tries = self._kinds.total()
+        if isinstance(error, IntegrityError):
+            error.at(f"Gave up after {tries} tries")
+        elif not isinstance(error, Interrupted):
+            error.at(f"Part {self._part.number} of object {self._session.object_id}" + (f" after {tries} tries" if tries > 1 else ""))
 
 
 class _Counted:

@@ -45,6 +45,7 @@ def _reason(error: OSError) -> str:
         errno.EPERM: "permission denied; check the rights of the file and of its folder",
         errno.EISDIR: "it is a directory; name a file",
         errno.ENOTDIR: "a folder on the way to it is a file",
+        errno.EEXIST: "a file has that name",
         errno.EROFS: "the file system is read-only; choose another folder",
         errno.ELOOP: "it is a symbolic link, which is not followed here",
         errno.ENAMETOOLONG: "the name is too long for the file system",

@@ -23,6 +23,7 @@ from score_core.checksum import Buffer
 from score_core.errors import (
     AccessDenied,
     ChangedError,
+    NoSpaceError,
     ObjectNotFound,
     PartMismatch,
     PermanentError,
@@ -39,9 +40,9 @@ _SEND_BYTES: Final = 256 << 10  # `sendall` has one deadline for all its bytes: 
 _MAX_ERROR_BYTES: Final = 16 << 10
 _CONTENT_RANGE: Final = re.compile(r"bytes (\d+)-(\d+)/(?:\d+|\*)")
 _CODE: Final = re.compile(rb"<Code>([A-Za-z0-9_.]{1,64})</Code>")
-_BUSY: Final = frozenset({408, 425, 429, 500, 502, 503, 504, 507, 509, 520, 522, 523, 524, 598, 599})
+_BUSY: Final = frozenset({408, 425, 429, 500, 502, 503, 504, 509, 520, 522, 523, 524, 598, 599})
 _EXPIRED_CODES: Final = frozenset({"ExpiredToken", "TokenRefreshRequired", "RequestExpired"})
-_DIGEST_CODES: Final = frozenset({"BadDigest", "XAmzContentChecksumMismatch", "XAmzContentSHA256Mismatch"})
+_DIGEST_CODES: Final = frozenset({"BadDigest", "XAmzContentChecksumMismatch", "XAmzContentSHA256Mismatch", "InvalidDigest"})
 _GONE_CODES: Final = frozenset({"NoSuchUpload", "NoSuchKey", "NoSuchBucket"})
 
 
@@ -257,6 +258,8 @@ def _other_refusal(status: int, code: str, told: str, response: urllib3.BaseHTTP
         return UrlExpiredError(f"The signed URL has expired ({told})")
     if code in _GONE_CODES:
         return ObjectNotFound(f"The store does not have it ({told})", status=status)
+    if status == 507 or code == "InsufficientStorage":
+        return NoSpaceError(f"The store's own disk is full ({told}): free some space there and run the same command again to resume")
     if status in _BUSY or code in {"RequestTimeout", "SlowDown", "IncompleteBody"}:
         busy = status in (429, 503) or code == "SlowDown"
         return TransientError(f"The store is busy or out of order ({told})", busy=busy, retry_after_s=_retry_after_s(response))

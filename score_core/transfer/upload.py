@@ -228,8 +228,10 @@ class UploadSession:
         probe = Part(part.number, part.offset, len(_PROBE))
         try:
             transport.put(len(_PROBE), self._signed_with_md5(probe, md5_hex(b"not " + _PROBE)), [_PROBE])
-        except (PartMismatch, PermanentError):
+        except PartMismatch:
             return True
+        except PermanentError:
+            return False  # refused, and not for the digest: that proves nothing
         return False
 
     def publish(self, source: SourceDigest) -> None:

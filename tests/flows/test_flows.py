@@ -5,6 +5,8 @@ import inspect
 import os
 import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -17,9 +19,10 @@ from score_core.repository.direct import DirectRepository
 from score_core.session import open_engine
 from score_core.settings import load
 from score_core.stores.local import LocalStore
-from score_core.testing.faults import Answer, Call, Flip, busy, denied, expired, part
+from score_core.testing.faults import Answer, Call, Flip, busy, denied, expired, moves_part, part
 from score_core.transfer.engine import Engine
 from tasks import options, sessions
+from tasks.finalising import abort
 from tests.flows.conftest import PART_BYTES, artifacts, flow_run, new_id, same, task_runs
 
 pytestmark = [pytest.mark.prefect, pytest.mark.xdist_group("flows")]
@@ -175,6 +178,27 @@ def test_batch_again_does_only_what_is_missing(site):
     assert len(site.puts()) == 1
 
 
+def test_batch_of_forty_with_two_bad_ones(site):
+    rows = [(new_id(), site.file(0.1, f"f{number:02d}.bam", seed=number)) for number in range(40)]
+    manifest = Path(manifest_of(site.folder, rows))
+    right = manifest.read_text()
+    wrong = file_md5(rows[7][1])
+    manifest.write_text(right.replace(wrong, "0" * 32))
+    rows[31][1].rename(site.folder / "elsewhere")
+
+    with pytest.raises(BatchError, match="2 of 40 files failed") as raised:
+        batch(str(manifest), "upload")
+    assert raised.value.exit_code == 9
+    assert [report.error is not None for report in raised.value.reports].count(True) == 2
+
+    (site.folder / "elsewhere").rename(rows[31][1])
+    manifest.write_text(right)
+    site.proxy.forget()
+    reports = batch(str(manifest), "upload")
+    assert [number for number, report in enumerate(reports) if report["outcome"] == "uploaded"] == [7, 31]
+    assert len(site.puts()) == 2
+
+
 def test_batch_leaves_a_table_of_receipts(site):
     rows = [(new_id(), site.file(1, "one.bam"))]
 
@@ -319,7 +343,7 @@ def test_damage_that_stays_ends_after_five_tries(site):
     object_id, _ = site.stored(3)
     site.proxy.inject(Flip(at=17), when=part(3, PART_BYTES))
 
-    with pytest.raises(PartMismatch, match=r"Part 3 .* after 5 tries: .* arrived damaged: expected MD5 .*, got "):
+    with pytest.raises(PartMismatch, match=r"Gave up after 5 tries: Part 3 .* arrived damaged: expected MD5 .*, got "):
         download(object_id, str(site.out))
 
     assert site.proxy.tries(3, PART_BYTES) == 5
@@ -364,6 +388,16 @@ def test_expired_url_is_signed_again(site):
     assert same(site.out / path.name, path)
 
 
+def test_denial_after_other_faults_gets_its_second_chance(site):
+    object_id, path = site.stored(2)
+    site.proxy.inject(busy(500), when=part(1, PART_BYTES), times=3)
+    site.proxy.inject(denied(), when=part(1, PART_BYTES), times=1)
+
+    download(object_id, str(site.out))
+
+    assert same(site.out / path.name, path)
+
+
 def short_lived(site, lifetime_s: float) -> Engine:
     """The site's engine, whose URLs are good for so long."""
     store = LocalStore(site.folder / "store", base_url=site.proxy.url)
@@ -383,6 +417,17 @@ def test_urls_of_two_seconds_last_for_64_slow_parts(site):
     assert 2 <= report["signings"] <= 8  # 64 parts x 0.3 s / 4 at once = 5 s
 
 
+def test_urls_of_two_seconds_last_for_64_slow_parts_up(site):
+    object_id, path = new_id(), site.file(64)
+    site.proxy.inject(Call(lambda: time.sleep(0.3)), when=moves_part)
+    sessions.use_engine("short-lived-up", short_lived(site, 2.0))
+
+    report = upload(str(path), object_id, store="short-lived-up")
+
+    assert (report["outcome"], report["retries"]) == ("uploaded", 0)
+    assert 2 <= report["signings"] <= 8
+
+
 # What the UI shows, and what is stored
 
 
@@ -394,6 +439,31 @@ def test_progress_ends_at_a_hundred(site):
     (progress,) = [found for found in artifacts(f"download {object_id}") if found.type == "progress"]
     assert progress.data == 100.0
     assert progress.key == f"transfer-{object_id}"
+
+
+@pytest.mark.parametrize("field", ["key", "object_id", "path"])
+def test_cache_key_holds_generation_object_and_target(field):
+    """A result of another upload id or journal generation can never be taken for one of this."""
+    ref = sessions.Ref(key="generation-1", object_id=new_id(), path="/data/x.bam")
+    other = dataclasses.replace(ref, **{field: "/other"})
+    facts = {"number": 1, "count": 1, "offset": 0, "size": 10, "digest": "none"}
+    context: Any = SimpleNamespace(task=SimpleNamespace(name="download-part"))
+    assert options.part_key(context, {"transfer": ref, **facts}) == options.part_key(context, {"transfer": ref, **facts})
+    assert options.part_key(context, {"transfer": ref, **facts}) != options.part_key(context, {"transfer": other, **facts})
+
+
+@pytest.mark.parametrize("field", ["number", "count", "offset", "size", "digest"])
+def test_cache_key_holds_every_fact_of_the_part(field):
+    parameters = {"transfer": sessions.Ref("k", new_id(), "/x"), "number": 1, "count": 1, "offset": 0, "size": 10, "digest": "none"}
+    context: Any = SimpleNamespace(task=SimpleNamespace(name="download-part"))
+    assert options.part_key(context, parameters) != options.part_key(context, {**parameters, field: 7})
+
+
+def test_abort_task_drops_an_unfinished_upload(site):
+    object_id = new_id()
+    sessions.engine(None).repository.begin_upload(object_id, 10, md5="0" * 32)
+    assert abort.fn(None, object_id) is True
+    assert abort.fn(None, object_id) is False
 
 
 def test_retryable_is_a_plain_function():

@@ -57,6 +57,7 @@ from score_core.testing.faults import (
     expired,
     is_get,
     is_put,
+    moves_part,
     s3_error,
     share,
     without_etag,
@@ -253,6 +254,26 @@ def test_urls_of_two_seconds_last_for_64_parts(short_lived_rig: Any) -> None:  #
     assert rig.target.read_bytes() == data
     assert report.signings <= 2 * (64 / 32) + 2
     assert sum(rig.tries().values()) <= 66
+
+
+def test_urls_of_two_seconds_last_for_64_parts_up(short_lived_rig: Any) -> None:  # F11
+    rig = short_lived_rig
+    path = rig.source(SIZE)
+    rig.workers = 2
+    rig.proxy.inject(Call(lambda: time.sleep(0.1)), when=moves_part)
+    report = rig.upload(path)
+    assert rig.stored() == path.read_bytes()
+    assert report.signings <= 2 * (64 / 32) + 2
+    assert sum(rig.tries().values()) <= 66
+
+
+def test_full_store_is_told_at_once(rig: Any) -> None:
+    path = rig.source(4 * PART)
+    rig.proxy.inject(s3_error(507, "InsufficientStorage"))
+    with pytest.raises(NoSpaceError, match="own disk is full") as caught:
+        rig.upload(path)
+    assert caught.value.exit_code == 8
+    assert max(rig.tries().values()) == 1
 
 
 def test_urls_that_expire_on_the_way_are_signed_again(rig: Any) -> None:  # F12
