@@ -153,14 +153,15 @@ def flow_run(name: str) -> FlowRun:
 
 
 def task_runs(name: str, count: int, timeout_s: float = 20) -> dict[str, TaskRun]:
-    """The task runs of the newest flow run of that name, by name, once `count` of them have ended: the server's records lag a second."""
+    """The task runs of the newest flow run of that name, by name, once there are `count` and all have ended: the server's records lag a second."""
     found: list[TaskRun] = []
     run = flow_run(name)
     deadline = time.monotonic() + timeout_s
     with get_client(sync_client=True) as client:
         while time.monotonic() < deadline:
             found = client.read_task_runs(flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[run.id])), limit=200)
-            if len([task for task in found if task.state is not None and task.state.is_final()]) >= count:
+            ended = [task for task in found if task.state is not None and task.state.is_final()]
+            if len(ended) >= count and len(ended) == len(found):
                 break
             time.sleep(0.2)
     return {task.name: task for task in found}
