@@ -153,7 +153,7 @@ def flow_run(name: str) -> FlowRun:
 
 
 def task_runs(name: str, count: int, timeout_s: float = 20) -> dict[str, TaskRun]:
-    """The task runs of the newest flow run of that name, by name, once there are `count` and all have ended: the server's records lag a second."""
+    """The task runs of the newest flow run of that name, by name, once there are `count` and all have ended: records lag a second."""
     found: list[TaskRun] = []
     run = flow_run(name)
     deadline = time.monotonic() + timeout_s
