@@ -68,7 +68,7 @@ def move_all(
     missing = [part for part in opened.session.parts if part.number not in kept_numbers]
     most = max(1, -(-len(opened.session.parts) // max(1, max_task_runs)))
     meter = _Meter(opened)
-    cached = _configured(opened, task, results, max_task_runs)
+    cached = _configured(opened, task, results, most)
     _map(opened, cached, list(_groups(kept, most)), meter, proof)
     _map(opened, cached.with_options(refresh_cache=True), list(_groups(missing, most)), meter, proof)
     return len(kept)
@@ -81,13 +81,12 @@ def move_again(opened: Transfer, task: Task[Any, Any], results: Path, numbers: S
     _map(opened, fresh, [[part] for part in parts], _Meter(opened), None)
 
 
-def _configured(opened: Transfer, task: Task[Any, Any], results: Path, max_task_runs: int = MAX_TASK_RUNS) -> Task[Any, Any]:
+def _configured(opened: Transfer, task: Task[Any, Any], results: Path, most: int = 1) -> Task[Any, Any]:
     """The task as this machine's settings want it. Its results have a folder of the transfer's own: those of failures get random names.
 
-    Prefect's count is per task run and the policy's per part: a run of a group of parts may need as many tries as all of them.
+    Prefect's count is per task run and the policy's per part: a run of `most` parts may need as many tries as all of them.
     """
-    retries = (opened.engine.policy.attempts - 1) * -(-len(opened.session.parts) // max(1, max_task_runs))
-    return task.with_options(result_storage=results / cache_folder(opened.ref), retries=max(0, retries))
+    return task.with_options(result_storage=results / cache_folder(opened.ref), retries=(opened.engine.policy.attempts - 1) * most)
 
 
 def _groups(parts: Sequence[Part], most: int) -> Iterator[Group]:
