@@ -85,7 +85,7 @@ def _demo(work: Path) -> int:
     print("5. Compare every file with what was uploaded, by MD5.\n")
     verified = {path: file_md5(out / path.name) == md5s[path] for path in files}
     _show(files, uploads, downloads, verified)
-    good = all(verified.values()) and repository.find_upload(ids[big]) is None
+    good = all(verified.values()) and repository.find_upload(ids[big], GENERATED_BYTES) is None
     print(f"\n{'All files verified' if good else 'NOT all files verified'}; {time.monotonic() - began:.1f} s.")
     return 0 if good else 1
 
@@ -134,7 +134,7 @@ def _kill_half_way(arguments: list[str], parts_done: Callable[[], int]) -> int:
 
 
 def _stored(repository: Repository, object_id: str) -> int:
-    upload_in_progress = repository.find_upload(object_id)
+    upload_in_progress = repository.find_upload(object_id, GENERATED_BYTES)
     return len(upload_in_progress.stored) if upload_in_progress else 0
 
 

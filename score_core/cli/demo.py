@@ -164,7 +164,7 @@ def _kill_at_half(process: subprocess.Popen[bytes], file: _File, settings: Setti
 
 
 def _stored(repository: Repository, file: _File) -> tuple[int, int]:
-    upload = repository.find_upload(file.object_id)
+    upload = repository.find_upload(file.object_id, _BIG_BYTES)
     return (0, 0) if upload is None else (len(upload.stored), len(upload.parts))
 
 

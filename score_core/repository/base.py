@@ -37,8 +37,11 @@ class Repository(Protocol):
         """One GET URL for the whole object, good with any `Range`. Raises `ObjectNotFound`."""
         ...
 
-    def find_upload(self, object_id: str) -> Upload | None:
-        """The upload in progress with what it already holds, None if there is none."""
+    def find_upload(self, object_id: str, size: int) -> Upload | None:
+        """The upload in progress of a file of `size` bytes with what it already holds, None if there is none.
+
+        Raises `Conflict` when a file of another size is being uploaded (protocol section 3.12).
+        """
         ...
 
     def begin_upload(self, object_id: str, size: int, *, md5: str, file_name: str | None = None, overwrite: bool = False) -> Upload:
@@ -78,6 +81,10 @@ class Repository(Protocol):
 
     def list_uploads(self) -> Iterator[UploadInfo]:
         """Unfinished uploads, by object id."""
+        ...
+
+    def check(self) -> None:
+        """Returns if the repository is reached and lets us in, and its signed URLs lead somewhere; raises what is wrong if not."""
         ...
 
     def close(self) -> None:

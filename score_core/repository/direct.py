@@ -87,7 +87,16 @@ class DirectRepository:
         self._head_data(layout.check_object_id(object_id))
         return self._store.presign_get(layout.data_key(object_id), None, lifetime_s=self._download_lifetime_s)
 
-    def find_upload(self, object_id: str) -> Upload | None:
+    def find_upload(self, object_id: str, size: int) -> Upload | None:
+        upload = self._newest_upload(object_id)
+        if upload is not None and upload.size != size:
+            raise Conflict(
+                f"A file of {upload.size:,} bytes is being uploaded as object {object_id}, not one of {size:,}; "
+                f"wait for it, or drop it with `score abort --object-id {object_id}`"
+            )
+        return upload
+
+    def _newest_upload(self, object_id: str) -> Upload | None:
         for upload in self._state.uploads(layout.check_object_id(object_id)):
             try:
                 listed = {part.number: part for part in self._store.list_parts(layout.data_key(object_id), upload.upload_id)}
@@ -200,6 +209,9 @@ class DirectRepository:
     def list_uploads(self) -> Iterator[UploadInfo]:
         for upload in self._store.list_multiparts(layout.DATA):
             yield UploadInfo(upload.key.removeprefix(layout.DATA), upload.upload_id, upload.started_at)
+
+    def check(self) -> None:
+        self._store.check()
 
     def close(self) -> None:
         self._store.close()

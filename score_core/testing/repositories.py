@@ -118,7 +118,7 @@ class RepositoryContract:
 
     def test_unknown_object_is_not_there(self, repository: Repository, object_id: str) -> None:
         assert repository.exists(object_id) is False
-        assert repository.find_upload(object_id) is None
+        assert repository.find_upload(object_id, 3) is None
         assert repository.abort(object_id) is False
 
     @pytest.mark.parametrize("verb", ["describe", "sign_external"])
@@ -126,7 +126,12 @@ class RepositoryContract:
         with pytest.raises(ObjectNotFound):
             getattr(repository, verb)(object_id)
 
-    @pytest.mark.parametrize("verb", ["exists", "describe", "sign_external", "find_upload", "abort"])
+    @pytest.mark.parametrize("bad", BAD_IDS)
+    def test_upload_of_what_is_no_id_is_not_looked_for(self, repository: Repository, bad: str) -> None:
+        with pytest.raises(ConfigurationError):
+            repository.find_upload(bad, 1)
+
+    @pytest.mark.parametrize("verb", ["exists", "describe", "sign_external", "abort"])
     @pytest.mark.parametrize("bad", BAD_IDS)
     def test_what_is_no_id_is_refused(self, repository: Repository, verb: str, bad: str) -> None:
         with pytest.raises(ConfigurationError):
@@ -197,12 +202,22 @@ class RepositoryContract:
         data = self.bytes_of(2 * self.part_size + 3)
         upload = repository.begin_upload(object_id, len(data), md5=md5_hex(data), file_name="a.bam")
         stored = self.send(transport, repository, upload, upload.parts[1], data)
-        found = repository.find_upload(object_id)
+        found = repository.find_upload(object_id, len(data))
         assert found is not None
         assert (found.upload_id, found.size, found.md5, found.parts) == (upload.upload_id, len(data), md5_hex(data), upload.parts)
         assert dict(found.stored) == {2: stored}
         assert repository.exists(object_id) is False
         assert self.unfinished(repository, object_id) == [upload.upload_id]
+
+    def test_upload_of_another_size_is_a_conflict(self, repository: Repository, object_id: str) -> None:
+        repository.begin_upload(object_id, 4, md5="a" * 32)
+        with pytest.raises(Conflict):
+            repository.find_upload(object_id, 3)
+        repository.abort(object_id)
+
+    def test_check_finds_nothing_wrong(self, repository: Repository, transport: PartTransport, object_id: str) -> None:
+        self.publish(transport, repository, object_id, b"abc")  # so that there is a folder
+        repository.check()
 
     def test_plan_tiles_the_size(self, repository: Repository, object_id: str) -> None:
         upload = repository.begin_upload(object_id, 3 * self.part_size + 1, md5="a" * 32)
@@ -248,7 +263,7 @@ class RepositoryContract:
         self.send_all(transport, repository, upload, b"abc")
         stored = self.send_all(transport, repository, upload, b"def")
         repository.commit_part(upload, stored[0])
-        found = repository.find_upload(object_id)
+        found = repository.find_upload(object_id, 3)
         assert found is not None
         assert dict(found.stored) == {1: stored[0]} or not self.lists_newest_parts
         repository.commit(upload, stored)
@@ -294,7 +309,7 @@ class RepositoryContract:
         stored = self.send_all(transport, repository, upload, b"abc")
         assert repository.abort(object_id) is True
         assert repository.abort(object_id) is False
-        assert repository.find_upload(object_id) is None
+        assert repository.find_upload(object_id, 3) is None
         with pytest.raises(ObjectNotFound):
             repository.commit(upload, stored)
         assert repository.exists(object_id) is False

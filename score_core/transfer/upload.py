@@ -296,7 +296,7 @@ class UploadSession:
 
 def _take_up(repository: Repository, source: SourceFile, object_id: str, md5: str, *, overwrite: bool) -> Upload | None:
     """The unfinished upload to go on with, None to begin one. Looks for it first: a half-committed one is settled by looking."""
-    upload = repository.find_upload(object_id)
+    upload = _find(repository, object_id, source.size, overwrite=overwrite)
     if not overwrite and repository.exists(object_id):
         spec = repository.describe(object_id)
         if (spec.size, spec.md5) == (source.size, md5):
@@ -304,14 +304,23 @@ def _take_up(repository: Repository, source: SourceFile, object_id: str, md5: st
         raise Conflict(f"Object {object_id} exists with other content ({spec.size:,} bytes, MD5 {spec.md5}); --force replaces it")
     if upload is None:
         return None
-    if (upload.size, upload.md5) == (source.size, md5):
+    if upload.md5 in (None, md5):  # a server may not tell; the parts are compared with the file in any case
         return upload
     if overwrite:
         return None
     raise Conflict(
-        f"Another file is being uploaded as object {object_id} ({upload.size:,} bytes, MD5 {upload.md5}); wait for it, "
+        f"Another file is being uploaded as object {object_id} (MD5 {upload.md5}); wait for it, "
         f"drop it with `score abort --object-id {object_id}`, or replace it with --force"
     )
+
+
+def _find(repository: Repository, object_id: str, size: int, *, overwrite: bool) -> Upload | None:
+    try:
+        return repository.find_upload(object_id, size)
+    except Conflict as error:
+        if overwrite or repository.exists(object_id):  # it will be replaced; or what is published decides
+            return None
+        raise Conflict(f"{error}; --force replaces it") from None
 
 
 def _stoppable(blocks: Iterator[memoryview], stop: Stop | None) -> Iterator[memoryview]:

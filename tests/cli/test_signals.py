@@ -37,10 +37,10 @@ def interrupt(process: subprocess.Popen[str], number: signal.Signals) -> tuple[s
     return out, err
 
 
-def stored_parts() -> int:
+def stored_parts(size: int) -> int:
     repository = open_repository(load())
     try:
-        upload = repository.find_upload(OBJECT_ID)
+        upload = repository.find_upload(OBJECT_ID, size)
         return 0 if upload is None else len(upload.stored)
     finally:
         repository.close()
@@ -52,7 +52,7 @@ def test_interrupted_upload_resumes(
 ) -> None:
     argv = ("upload", "--file", big_file, "--object-id", OBJECT_ID, "--md5", md5_of(big_file), "--json")
     process = start(*argv, SCORE_SERVE_URL=relay(SLOW).url, SCORE_WORKERS="2")
-    wait_until(lambda: stored_parts() >= 4)
+    wait_until(lambda: stored_parts(big_file.stat().st_size) >= 4)
     out, err = interrupt(process, number)
     assert "run the same command again to resume" in err
     assert json.loads(out)["exit_code"] == 128 + number

@@ -235,7 +235,7 @@ def complete(store: MemoryStore, upload: Any, stored: list[StoredPart]) -> None:
 def test_crash_after_complete_is_settled_by_the_next_look(store: MemoryStore, repository: DirectRepository) -> None:  # F05
     upload, stored = send(store, repository, b"abcdef")
     complete(store, upload, stored)
-    assert repository.find_upload(ID) is None
+    assert repository.find_upload(ID, 6) is None
     assert repository.describe(ID).md5 == md5_hex(b"abcdef")
     assert keys(store) == [f"data/{ID}", f"data/{ID}.meta"]
 
@@ -244,7 +244,7 @@ def test_crash_after_complete_of_other_bytes_is_not_settled(store: MemoryStore, 
     upload, stored = send(store, repository, b"abcdef")
     complete(store, upload, stored)
     store.write(f"data/{ID}", b"ABCDEF")
-    assert repository.find_upload(ID) is None
+    assert repository.find_upload(ID, 6) is None
     assert repository.exists(ID) is False
 
 
@@ -254,7 +254,7 @@ def test_crash_between_specification_and_clean_up_is_settled(store: MemoryStore,
     repository.commit(upload, stored, sealed=True)
     for key, data in state.items():
         store.write(key, data)
-    assert repository.find_upload(ID) is None
+    assert repository.find_upload(ID, 6) is None
     assert repository.describe(ID).md5 == md5_hex(b"abcdef")
     assert keys(store) == [f"data/{ID}", f"data/{ID}.meta"]
 
@@ -405,7 +405,7 @@ def test_records_of_three_pages_all_count() -> None:  # F36
     upload = repository.begin_upload(ID, 2500, md5="a" * 32)
     for part in upload.parts:
         store.put_part(f"data/{ID}", upload.upload_id, part.number, b"x")
-    found = repository.find_upload(ID)
+    found = repository.find_upload(ID, 2500)
     assert found is not None
     assert len(found.stored) == 2500
 

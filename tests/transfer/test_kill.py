@@ -73,7 +73,7 @@ def test_killed_upload_goes_on(rig: Any, moment: int) -> None:  # F03
     path = rig.source(SIZE)
     run_until_killed(rig, "upload", moment)
     first = sum(rig.tries().values())
-    upload = rig.repository.find_upload(rig.id)
+    upload = rig.repository.find_upload(rig.id, SIZE)
     finished = set(upload.stored) if upload else set()
     again = run_to_the_end(rig, "upload")
     assert rig.stored() == path.read_bytes()

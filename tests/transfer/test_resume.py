@@ -297,7 +297,7 @@ def test_upload_goes_on_from_another_machine(rig: Any) -> None:  # F04
 def test_part_without_a_record_is_not_sent_again(rig: Any) -> None:
     """Killed between a PUT and its record: the store's own list says that it is there."""
     path = break_upload(rig)
-    upload = rig.repository.find_upload(rig.id)
+    upload = rig.repository.find_upload(rig.id, SIZE)
     for stored in list(rig.origin.list_objects(state_prefix(rig.id, upload.upload_id) + "part-")):
         rig.origin.delete(stored.key)
     rig.upload(path)
@@ -307,7 +307,7 @@ def test_part_without_a_record_is_not_sent_again(rig: Any) -> None:
 
 def test_record_without_a_part_is_not_believed(rig: Any) -> None:
     path = break_upload(rig)
-    upload = rig.repository.find_upload(rig.id)
+    upload = rig.repository.find_upload(rig.id, SIZE)
     for number in (20, 30):
         rig.repository.commit_part(upload, StoredPart(number, "a" * 32, "a" * 32))
     rig.upload(path)
@@ -318,7 +318,7 @@ def test_record_without_a_part_is_not_believed(rig: Any) -> None:
 def test_stored_part_with_other_bytes_is_sent_again(rig: Any) -> None:
     """Somebody put other bytes of the right size in place of part 3, and recorded them."""
     path = break_upload(rig)
-    upload = rig.repository.find_upload(rig.id)
+    upload = rig.repository.find_upload(rig.id, SIZE)
     with rig.origin.receive_part(data_key(rig.id), upload.upload_id, 3) as writer:
         writer.write(bytes(PART))
         writer.commit()
@@ -342,7 +342,7 @@ def test_upload_that_was_aborted_begins_anew(rig: Any) -> None:
 def test_upload_that_the_store_forgot_begins_anew(rig: Any, state: str) -> None:
     """The multipart upload is aborted behind the repository's back (a life-cycle rule), its records stay."""
     path = break_upload(rig)
-    upload = rig.repository.find_upload(rig.id)
+    upload = rig.repository.find_upload(rig.id, SIZE)
     rig.origin.abort_multipart(data_key(rig.id), upload.upload_id)
     if state == "dropped":
         rig.origin.delete(state_prefix(rig.id, upload.upload_id) + ".meta")
