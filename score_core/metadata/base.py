@@ -13,7 +13,7 @@ INDEX_SUFFIXES: Final = (".crai", ".bai", ".tbi", ".csi", ".idx")  # Java knows 
 
 @dataclass(frozen=True, slots=True)
 class Entity:
-    """Song's short view of a file. `access` is as Song says it: `open`, `controlled`, anything, or None. Whoever decides by it checks it."""
+    """Song's short view of a file. `access` is as Song says it: `open`, `controlled`, anything, or None: check before you decide by it."""
 
     object_id: str
     analysis_id: str
