@@ -27,7 +27,10 @@ LAYERS = {
     "score_core.progress": 3,
     "score_core.stores.base": 3,
     "score_core.repository.base": 3,
+    "score_core.transfer.stop": 3,  # these two know of no room: services wait and try again by them, too
+    "score_core.transfer.policy": 3,
     "score_core.settings": 4,
+    "score_core.service": 4,
     "score_core.stores": 5,
     "score_core.metadata": 5,
     "score_core.transfer": 5,

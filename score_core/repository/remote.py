@@ -1,0 +1,461 @@
+"""A Score server, ours or the Java one, as a `Repository` (protocol sections 2, 3 and 23.1).
+
+Where Java servers and clients are known to fail it does better: status marks are believed only with the local bytes' MD5, a finalise whose
+answer is lost is settled by looking, nothing counts as published before `exists` says so, and a dead URL costs one part, not the transfer.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import itertools
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from email.utils import parsedate_to_datetime
+from typing import Any, Final, Literal
+from urllib.parse import urlsplit
+
+import httpx
+
+from score_core.checksum import md5_base64
+from score_core.errors import (
+    AccessDenied,
+    ConfigurationError,
+    Conflict,
+    NotResumableError,
+    ObjectNotFound,
+    ServiceError,
+    TransientError,
+    Unavailable,
+)
+from score_core.model import ByteRange, ObjectInfo, ObjectSpec, Part, SignedUrl, StoredPart, Upload, UploadInfo
+from score_core.repository import wire
+from score_core.repository.layout import check_object_id
+from score_core.service import Refused, ServiceClient, is_private_line
+
+_log = logging.getLogger(__name__)
+
+_FINISH_TIMEOUT_S: Final = 900.0  # a store may take minutes to put 10,000 parts together
+_PROBE_TIMEOUT_S: Final = 10.0
+_UNKNOWN_LIFE_S: Final = 300.0  # of a URL that does not say until when it is good
+_ASK_AGAIN_S: Final = 5.0  # a part that is tried again soon gets the same URL: asking means all parts' URLs
+_MARGIN_S: Final = 30.0
+_FIRST_ATTEMPTS: Final = 3  # before finding out whether an upload that answers 503 is dead (3.9, step 2)
+_MAX_ABORTS: Final = 100
+
+
+@dataclass(slots=True)
+class _PutUrls:
+    """The PUT URLs of one upload, as of one answer. `asked_at` is monotonic; `skew_s` is what the server's clock is ahead of ours."""
+
+    urls: dict[int, str]
+    asked_at: float
+    skew_s: float
+    given: dict[int, float] = field(default_factory=dict)
+
+
+class RemoteRepository:
+    """`Repository` over a Score server's REST API. Closes `client` with itself.
+
+    `data_hosts`, if not empty, are the only hosts that signed URLs may lead to. No token ever goes to them.
+    """
+
+    def __init__(self, client: ServiceClient, *, data_hosts: Sequence[str] = ()) -> None:
+        self._client = client
+        self._data_hosts = frozenset(host.lower() for host in data_hosts)
+        self._allows_plain_data = client.options.allow_plain_http or urlsplit(client.url).scheme == "http"
+        self._lock = threading.Lock()
+        self._puts: dict[str, _PutUrls] = {}
+        self._flavour: str | None = None
+
+    @property
+    def label(self) -> str:
+        return self._client.url
+
+    # Objects
+
+    def exists(self, object_id: str) -> bool:
+        text = self._client.get(f"/upload/{check_object_id(object_id)}").text.strip().lower()
+        if text not in {"true", "false"}:
+            raise ServiceError(f"{self.label} does not say whether object {object_id} exists; is it a Score server?")
+        return text == "true"
+
+    def describe(self, object_id: str) -> ObjectSpec:
+        object_id = check_object_id(object_id)
+        try:
+            body = self._spec(object_id, **{"exclude-urls": True})
+        except ObjectNotFound as error:
+            raise self._unknown(object_id, error) from None
+        except ServiceError as error:
+            if error.status == 500 and self._is_missing(object_id):
+                raise self._unknown(object_id, error) from None
+            raise
+        return wire.read_spec(body, object_id)
+
+    def _is_missing(self, object_id: str) -> bool:
+        """Java servers answer 500 for an object that is known and not stored (3.6), as for other things: one look decides."""
+        try:
+            return not self.exists(object_id)
+        except (AccessDenied, Refused):  # who may only download cannot look
+            return False
+
+    def _unknown(self, object_id: str, error: ServiceError) -> ObjectNotFound:
+        return ObjectNotFound(f"Object {object_id} is not in {self.label}; check the id and the server ({error})", status=404)
+
+    def sign_downloads(self, spec: ObjectSpec, ranges: Sequence[ByteRange]) -> list[SignedUrl]:
+        if not ranges:
+            return []
+        urls = self._get_urls(spec.object_id)
+        whole = urls.get(None)
+        if whole is not None:
+            return [self._get_url(whole)] * len(ranges)
+        found = [urls.get((wanted.offset, wanted.size)) for wanted in ranges]  # a server that knows no `external`
+        if None in found:
+            raise ServiceError(f"{self.label} gives no URL for the bytes that are wanted of object {spec.object_id}; ask its operator")
+        return [self._get_url(url, wanted) for url, wanted in zip(found, ranges, strict=True) if url is not None]
+
+    def sign_external(self, object_id: str) -> SignedUrl:
+        urls = self._get_urls(check_object_id(object_id))
+        if None not in urls:
+            raise ServiceError(f"{self.label} gives no single URL for object {object_id}; ask its operator")
+        return self._get_url(urls[None])
+
+    def _get_urls(self, object_id: str) -> dict[tuple[int, int] | None, str]:
+        try:
+            body = self._spec(object_id, external=True)
+        except Refused as error:
+            raise Conflict(
+                f"Object {object_id} cannot be downloaded: {error}; most likely its analysis is not published", status=error.status
+            ) from None
+        return wire.read_url(body, object_id)
+
+    def _spec(self, object_id: str, **options: bool) -> Any:
+        response = self._client.get(f"/download/{object_id}", params={"offset": 0, "length": -1, **options})
+        return _json(response)
+
+    def list_objects(self) -> Iterator[ObjectInfo]:
+        yield from sorted(wire.read_listing(_json(self._client.get("/listing"))), key=lambda row: row.object_id)
+
+    # Uploads
+
+    def find_upload(self, object_id: str, size: int) -> Upload | None:
+        object_id = check_object_id(object_id)
+        try:
+            response = self._client.get(f"/upload/{object_id}/status", params={"fileSize": size})
+        except ObjectNotFound:
+            return None
+        except (Refused, Conflict) as error:
+            raise Conflict(f"Object {object_id} is being uploaded from a file of another size ({error})", status=error.status) from None
+        if not response.content:  # Azure: its uploads leave no trace before they are done (section 19)
+            return None
+        upload, urls = wire.read_upload(_json(response), object_id, size=size)
+        self._remember(upload, urls, response)
+        missing = [part for part in upload.parts if part.number not in upload.stored]
+        if missing and not any(self._is_good(upload.upload_id, part.number) for part in missing):
+            _log.info("The URLs of the upload of object %s are dead and %s does not renew them: it begins anew", object_id, self.label)
+            return None
+        return upload
+
+    def begin_upload(self, object_id: str, size: int, *, md5: str, file_name: str | None = None, overwrite: bool = False) -> Upload:
+        object_id = check_object_id(object_id)
+        self._check_flavour()
+        if not overwrite and self.exists(object_id):
+            raise self._exists_already(object_id)
+        self.abort(object_id)  # Java servers forget an older upload and leave its parts in the bucket (3.8, step 3)
+        params = {"fileSize": size, "overwrite": overwrite, "md5": md5, **({} if file_name is None else {"fileName": file_name})}
+        try:
+            response = self._client.request("POST", f"/upload/{object_id}/uploads", params=params)
+        except ObjectNotFound as error:
+            raise ObjectNotFound(f"{self.label} knows no object {object_id}: register it first ({error})", status=404) from None
+        except Refused as error:
+            raise Conflict(
+                f"Object {object_id} cannot be uploaded: {error}; most likely its analysis is published already", status=error.status
+            ) from None
+        except ServiceError as error:
+            if error.status == 500 and not overwrite and self.exists(object_id):
+                raise self._exists_already(object_id) from None
+            raise
+        upload, urls = wire.read_upload(_json(response), object_id, size=size, md5=md5)
+        self._remember(upload, urls, response)
+        return upload
+
+    def _exists_already(self, object_id: str) -> Conflict:
+        return Conflict(f"Object {object_id} exists already in {self.label}; --force replaces it")
+
+    def _check_flavour(self) -> None:
+        """Raises for a server on Azure, whose uploads go another way. Servers before 5.10 do not say: they are S3 (21.25)."""
+        if self._flavour is None:
+            try:
+                self._flavour = self._client.get("/profile", attempts=1).text.strip()
+            except ServiceError:
+                self._flavour = "s3"
+        if self._flavour == "az":
+            raise ConfigurationError(f"{self.label} stores in Azure: uploads to that are not supported; use the Java client")
+
+    def sign_uploads(self, upload: Upload, parts: Sequence[Part], *, content_md5: bool = False) -> list[SignedUrl]:
+        with self._lock:
+            if not all(self._may_give(upload.upload_id, part.number) for part in parts):
+                self._ask_for_urls(upload)
+            known, now = self._puts[upload.upload_id], time.monotonic()
+            signed = []
+            for part in parts:
+                url = known.urls.get(part.number)
+                if url is None:
+                    raise ServiceError(f"{self.label} gives no URL for part {part.number} of object {upload.object_id}; ask its operator")
+                known.given[part.number] = now
+                # Content-MD5 need not be signed for the store to check it; whether it does, the session finds out before it relies on it.
+                headers = {"Content-MD5": md5_base64(str(part.md5))} if content_md5 else {}
+                signed.append(self._signed("PUT", url, headers, skew_s=known.skew_s))
+            return signed
+
+    def _may_give(self, upload_id: str, number: int) -> bool:
+        """Whether the URL at hand will do: good by its own word, and not one that failed a while ago."""
+        if not self._is_good(upload_id, number):
+            return False
+        known = self._puts[upload_id]
+        return number not in known.given or time.monotonic() - known.given[number] < _ASK_AGAIN_S
+
+    def _is_good(self, upload_id: str, number: int) -> bool:
+        known = self._puts.get(upload_id)
+        url = known.urls.get(number) if known else None
+        if known is None or url is None:
+            return False
+        signed_at, expires_at = wire.lifetime_of(url)
+        if expires_at is None:
+            return time.monotonic() - known.asked_at < _UNKNOWN_LIFE_S
+        margin_s = _MARGIN_S if signed_at is None else min(_MARGIN_S, (expires_at - signed_at) / 5)
+        return time.time() + known.skew_s < expires_at - margin_s
+
+    def _ask_for_urls(self, upload: Upload) -> None:
+        try:
+            response = self._client.get(f"/upload/{upload.object_id}/status", params={"fileSize": upload.size})
+            found, urls = wire.read_upload(_json(response), upload.object_id, size=upload.size)
+        except (ObjectNotFound, Refused):
+            raise self._dropped(upload) from None
+        if found.upload_id != upload.upload_id:
+            raise self._dropped(upload)
+        self._remember(upload, urls, response)
+        if not any(self._is_good(upload.upload_id, number) for number in urls):
+            raise NotResumableError(
+                f"The URLs of the upload of object {upload.object_id} have expired and {self.label} does not renew them; "
+                "run the same command again to begin anew"
+            )
+
+    def _dropped(self, upload: Upload) -> ObjectNotFound:
+        return ObjectNotFound(f"The upload of object {upload.object_id} is gone from {self.label}; upload it again", status=404)
+
+    def _remember(self, upload: Upload, urls: dict[int, str], response: httpx.Response) -> None:
+        self._puts[upload.upload_id] = _PutUrls(urls, time.monotonic(), _skew_s(response))
+
+    def commit_part(self, upload: Upload, part: StoredPart) -> None:
+        path = f"/upload/{upload.object_id}/parts"
+        names = {"uploadId": upload.upload_id, "partNumber": part.number}
+        old = upload.stored.get(part.number)
+        if old is not None and old != part:  # two records of one part block a Java server's finalise (21.14)
+            self._client.request("DELETE", path, params=names)
+        record = {**names, "md5": part.md5, "etag": part.etag}
+        try:
+            self._patiently(upload, lambda attempts: self._client.request("POST", path, params=record, attempts=attempts))
+        except (Refused, Conflict) as error:
+            self._client.request("DELETE", path, params=names)
+            raise TransientError(f"{self.label} does not find part {part.number} as it was sent ({error}); it is sent again") from None
+
+    def _patiently(self, upload: Upload, ask: Callable[[int | None], object]) -> None:
+        """Asks as often as the policy says, but for an upload that is gone, which a Java server also answers with 503, not for long."""
+        try:
+            ask(_FIRST_ATTEMPTS)
+        except Unavailable:
+            if self.find_upload(upload.object_id, upload.size) is None:
+                raise self._dropped(upload) from None
+            ask(None)
+
+    def commit(self, upload: Upload, parts: Sequence[StoredPart], *, sealed: bool = False) -> None:
+        if not upload.parts or self._records_are(upload, parts):
+            self._finish(upload, parts, sealed=sealed)
+        self._settle(upload, parts)  # a 200 alone proves nothing (21.15)
+
+    def _finish(self, upload: Upload, parts: Sequence[StoredPart], *, sealed: bool) -> None:
+        """Asks until the server has done it, or says that the upload is gone. Any other answer, or none, may hide that it did (21.16)."""
+        params = {"uploadId": upload.upload_id, **({"sealed": True} if sealed else {})}
+        for attempt in itertools.count(1):
+            try:
+                self._client.request("POST", f"/upload/{upload.object_id}", params=params, attempts=1, read_timeout_s=_FINISH_TIMEOUT_S)
+            except ObjectNotFound:
+                return
+            except ServiceError as error:
+                if self._is_finished(upload, parts):
+                    return
+                self._prepare_to_finish_again(upload, parts, error, attempt)
+            else:
+                return
+
+    def _prepare_to_finish_again(self, upload: Upload, parts: Sequence[StoredPart], error: ServiceError, attempt: int) -> None:
+        """Raises when asking again is in vain."""
+        if isinstance(error, Refused | Conflict):
+            if attempt > 1 or not self._record_anew(upload, parts):
+                raise Conflict(f"{self.label} does not publish object {upload.object_id}: {error}", status=error.status) from None
+            return
+        pause_s = self._client.policy.pause_s(error, attempt)
+        if pause_s is None:
+            raise error
+        self._client.pause(pause_s)
+
+    def _records_are(self, upload: Upload, parts: Sequence[StoredPart]) -> bool:
+        """Whether the server has exactly these parts on record; False if it knows no such upload any more.
+
+        Raises:
+            Conflict: a part is missing there, or is another.
+        """
+        try:
+            response = self._client.get(f"/upload/{upload.object_id}/status", params={"fileSize": upload.size})
+        except ObjectNotFound:
+            return False
+        except Refused as error:
+            raise Conflict(f"Object {upload.object_id} is being uploaded from another file ({error})", status=error.status) from None
+        found, _ = wire.read_upload(_json(response), upload.object_id, size=upload.size)
+        if found.upload_id != upload.upload_id:
+            return False
+        for part in parts:
+            stored = found.stored.get(part.number)
+            if stored is None or stored.md5 != part.md5:
+                raise Conflict(
+                    f"Part {part.number} of object {upload.object_id} is not stored in {self.label} as it was sent; run it again"
+                )
+        return True
+
+    def _record_anew(self, upload: Upload, parts: Sequence[StoredPart]) -> bool:
+        """Replaces all records of an upload that a server refuses to finish though none is missing: one is there twice (21.14)."""
+        path = f"/upload/{upload.object_id}/parts"
+        try:
+            for part in parts:
+                names = {"uploadId": upload.upload_id, "partNumber": part.number}
+                self._client.request("DELETE", path, params=names)
+                self._client.request("POST", path, params={**names, "md5": part.md5, "etag": part.etag})
+        except ServiceError as error:
+            _log.info("The parts of object %s could not be recorded anew: %s", upload.object_id, error)
+            return False
+        return True
+
+    def _settle(self, upload: Upload, parts: Sequence[StoredPart]) -> None:
+        """Returns if the object is published and is ours; raises `ObjectNotFound` or `Conflict` if not."""
+        if not self.exists(upload.object_id):
+            raise self._dropped(upload)
+        if not self._is_ours(upload, parts):
+            raise Conflict(f"Object {upload.object_id} in {self.label} is another upload's; compare, and use --force if yours is right")
+        self._puts.pop(upload.upload_id, None)
+
+    def _is_finished(self, upload: Upload, parts: Sequence[StoredPart]) -> bool:
+        try:
+            return self.exists(upload.object_id) and self._is_ours(upload, parts)
+        except ServiceError as error:
+            _log.info("Whether object %s is published is not known yet: %s", upload.object_id, error)
+            return False
+
+    def _is_ours(self, upload: Upload, parts: Sequence[StoredPart]) -> bool:
+        """By size, and by the parts' MD5s where the server has them."""
+        try:
+            spec = self.describe(upload.object_id)
+        except AccessDenied:
+            return True  # who may only upload cannot look closer
+        ours = {part.number: part.md5 for part in parts}
+        theirs = {part.number: part.md5 for part in spec.parts if part.md5 is not None}
+        return spec.size == upload.size and all(ours.get(number) == md5 for number, md5 in theirs.items())
+
+    def abort(self, object_id: str) -> bool:
+        path = f"/upload/{check_object_id(object_id)}"
+        for count in range(_MAX_ABORTS):
+            try:
+                self._client.request("DELETE", path)
+            except ObjectNotFound:
+                return count > 0
+        return True
+
+    def list_uploads(self) -> Iterator[UploadInfo]:
+        try:
+            response = self._client.get("/uploads")
+        except ObjectNotFound:
+            raise ServiceError(f"{self.label} cannot list unfinished uploads: Java servers do not") from None
+        yield from sorted(wire.read_uploads(_json(response)), key=lambda row: (row.object_id, row.upload_id))
+
+    # The connection
+
+    def check(self) -> None:
+        try:
+            url = self._client.get("/download/ping").text.strip()
+        except (Refused, ObjectNotFound):
+            return  # it is there and lets us in, but was given no object to try
+        signed = self._signed("GET", url, {})
+        try:
+            verify = self._client.options.certificates()
+            status = httpx.get(signed.url, timeout=_PROBE_TIMEOUT_S, follow_redirects=False, verify=verify).status_code
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            host = urlsplit(url).netloc.rpartition("@")[2]
+            raise Unavailable(
+                f"The object store {host}, where {self.label} sends us, is not reached ({type(error).__name__}); "
+                "check the network and any proxy, or use --verify-connection false"
+            ) from None
+        if status >= 400 and status != 404:  # 404: the operator has not put the sentinel there, but the store has let us in
+            raise Unavailable(
+                f"The object store refuses the URL that {self.label} signed ({status}); ask its operator, and check the clock"
+            )
+
+    def close(self) -> None:
+        self._client.close()
+
+    # URLs
+
+    def _get_url(self, url: str, wanted: ByteRange | None = None) -> SignedUrl:
+        """A fresh GET URL. Its life counts from now by our clock: it was signed for this very answer."""
+        signed_at, _ = wire.lifetime_of(url)
+        skew_s = 0.0 if signed_at is None else signed_at - time.time()
+        return self._signed("GET", url, {} if wanted is None else {"Range": wanted.http}, skew_s=skew_s)
+
+    def _signed(self, method: Literal["GET", "PUT"], url: str, headers: dict[str, str], *, skew_s: float = 0.0) -> SignedUrl:
+        """The URL byte for byte as it came (section 8), if it leads where bytes may go.
+
+        Raises:
+            ServiceError: it does not.
+        """
+        try:
+            parts = urlsplit(url)
+            host, _ = (parts.hostname or "").lower(), parts.port
+        except ValueError:
+            host = ""
+        if not host or parts.scheme not in {"http", "https"} or "@" in parts.netloc or not url.isprintable() or " " in url:
+            raise ServiceError(f"{self.label} answered something else than a URL; ask its operator")
+        if parts.scheme == "http" and not self._allows_plain_data and not is_private_line(url):
+            raise ServiceError(
+                f"{self.label} sends us to {host} over plain http, where others can read along; set allow_plain_http to accept it"
+            )
+        if self._data_hosts and host not in self._data_hosts:
+            raise ServiceError(f"{self.label} sends us to {host}, which is not among data_hosts; add it if that is right")
+        if _is_link_local(host):
+            raise ServiceError(f"{self.label} sends us to {host}: link-local addresses are refused")
+        _, expires_at = wire.lifetime_of(url)
+        good_until = time.time() + _UNKNOWN_LIFE_S if expires_at is None else expires_at - skew_s
+        return SignedUrl(method, url, good_until, headers)
+
+
+def _json(response: httpx.Response) -> Any:
+    try:
+        return response.json()
+    except ValueError:
+        raise ServiceError(f"{response.request.url.host} answered something else than JSON; is it a Score server?") from None
+
+
+def _skew_s(response: httpx.Response) -> float:
+    """What the server's clock is ahead of ours, by its `Date`; small differences are the way's, not the clock's."""
+    try:
+        skew_s = parsedate_to_datetime(response.headers["Date"]).timestamp() - time.time()
+    except (KeyError, TypeError, ValueError):
+        return 0.0
+    return skew_s if abs(skew_s) > 5 else 0.0
+
+
+def _is_link_local(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_link_local
+    except ValueError:
+        return False
