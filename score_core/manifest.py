@@ -29,8 +29,8 @@ from score_core.errors import (
     ServiceError,
     Unavailable,
 )
+from score_core.ids import check_object_id, is_object_id
 from score_core.operations import DownloadItem, UploadItem
-from score_core.repository.layout import check_object_id, is_object_id
 from score_core.transfer.files import explained
 
 UPLOAD_COLUMNS: Final = ("object id", "path", "MD5")

@@ -17,8 +17,8 @@ from typing import Final, Literal, TypeVar
 
 from score_core.checksum import digest_of, parse_md5
 from score_core.errors import ConfigurationError, Conflict, LocalFileError, ObjectMismatch, PartMismatch, ScoreError, Unverifiable
+from score_core.ids import check_object_id
 from score_core.model import ObjectSpec, Part, TransferReport, Validation
-from score_core.repository.layout import check_object_id
 from score_core.transfer.download import Span
 from score_core.transfer.engine import Engine
 from score_core.transfer.files import SourceFile, explained, safe_folder, safe_target

@@ -25,10 +25,10 @@ from score_core import operations
 from score_core.cli.context import Injected
 from score_core.cli.output import Result, say
 from score_core.errors import ObjectMismatch, ScoreError
+from score_core.ids import object_id_of
 from score_core.model import TransferReport
 from score_core.operations import DownloadItem, DownloadOptions, UploadItem
 from score_core.repository.base import Repository
-from score_core.repository.layout import object_id_of
 from score_core.session import open_engine, open_repository
 from score_core.settings import Settings
 from score_core.transfer.engine import Engine

@@ -14,7 +14,7 @@ from score_core import __version__
 from score_core.cli.context import Context, Injected
 from score_core.cli.output import Result
 from score_core.errors import ObjectNotFound, redact
-from score_core.repository.layout import check_object_id
+from score_core.ids import check_object_id
 from score_core.session import open_repository
 
 

@@ -13,10 +13,10 @@ from score_core.checksum import parse_md5
 from score_core.cli.context import Injected
 from score_core.cli.output import Result
 from score_core.errors import ConfigurationError, redact
+from score_core.ids import check_object_id
 from score_core.manifest import read_downloads, read_uploads
 from score_core.model import TransferReport, Validation
 from score_core.operations import DownloadItem, DownloadOptions, OutputLayout, UploadItem
-from score_core.repository.layout import check_object_id
 from score_core.session import open_repository
 from score_core.transfer.download import Span
 from score_core.transfer.engine import Engine

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 
 from score_core.checksum import EMPTY_MD5, is_md5_shaped
 from score_core.errors import Conflict, ObjectNotFound
+from score_core.ids import check_object_id, is_object_id
 from score_core.model import ByteRange, ObjectInfo, ObjectSpec, Part, SignedUrl, StoredPart, Upload, UploadInfo
 from score_core.plan import MIN_PART_SIZE_BYTES, plan_parts
 from score_core.repository import layout
@@ -47,13 +48,13 @@ class DirectRepository:
 
     def exists(self, object_id: str) -> bool:
         try:
-            self._store.head(layout.meta_key(layout.check_object_id(object_id)))
+            self._store.head(layout.meta_key(check_object_id(object_id)))
         except ObjectNotFound:
             return False
         return True
 
     def describe(self, object_id: str) -> ObjectSpec:
-        layout.check_object_id(object_id)
+        check_object_id(object_id)
         try:
             meta = self._store.read(layout.meta_key(object_id))
         except ObjectNotFound:
@@ -84,7 +85,7 @@ class DirectRepository:
         return [self._store.presign_get(key, byte_range, lifetime_s=self._download_lifetime_s) for byte_range in ranges]
 
     def sign_external(self, object_id: str) -> SignedUrl:
-        self._head_data(layout.check_object_id(object_id))
+        self._head_data(check_object_id(object_id))
         return self._store.presign_get(layout.data_key(object_id), None, lifetime_s=self._download_lifetime_s)
 
     def find_upload(self, object_id: str, size: int) -> Upload | None:
@@ -97,7 +98,7 @@ class DirectRepository:
         return upload
 
     def _newest_upload(self, object_id: str) -> Upload | None:
-        for upload in self._state.uploads(layout.check_object_id(object_id)):
+        for upload in self._state.uploads(check_object_id(object_id)):
             try:
                 listed = {part.number: part for part in self._store.list_parts(layout.data_key(object_id), upload.upload_id)}
             except ObjectNotFound:
@@ -192,7 +193,7 @@ class DirectRepository:
         return data.size == upload.size and data.etag == composite_etag([part.etag for part in parts])
 
     def abort(self, object_id: str) -> bool:
-        key = layout.data_key(layout.check_object_id(object_id))
+        key = layout.data_key(check_object_id(object_id))
         states = self._state.ids(object_id)
         multiparts = {upload.upload_id for upload in self._store.list_multiparts(key) if upload.key == key}
         for upload_id in states | multiparts:
@@ -203,7 +204,7 @@ class DirectRepository:
     def list_objects(self) -> Iterator[ObjectInfo]:
         for stored in self._store.list_objects(layout.DATA):
             object_id = stored.key.removeprefix(layout.DATA)
-            if layout.is_object_id(object_id):
+            if is_object_id(object_id):
                 yield ObjectInfo(object_id, stored.size, stored.modified_at)
 
     def list_uploads(self) -> Iterator[UploadInfo]:

@@ -30,9 +30,9 @@ from score_core.errors import (
     TransientError,
     Unavailable,
 )
+from score_core.ids import check_object_id
 from score_core.model import ByteRange, ObjectInfo, ObjectSpec, Part, SignedUrl, StoredPart, Upload, UploadInfo
 from score_core.repository import wire
-from score_core.repository.layout import check_object_id
 from score_core.service import Refused, ServiceClient, is_private_line
 
 _log = logging.getLogger(__name__)

@@ -23,6 +23,7 @@ LAYERS = {
     "score_core.errors": 1,
     "score_core.model": 2,
     "score_core.plan": 3,
+    "score_core.ids": 3,
     "score_core.checksum": 3,
     "score_core.progress": 3,
     "score_core.stores.base": 3,

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from score_core.errors import ConfigurationError, ServiceError
+from score_core.errors import ServiceError
 from score_core.model import ObjectSpec, Part, StoredPart, Upload
 from score_core.plan import plan_parts
 from score_core.repository import layout
@@ -168,38 +168,3 @@ def test_any_key_is_a_record_or_none(key: str) -> None:
 
 def test_record_with_an_infinite_number_is_none() -> None:
     assert layout.read_record('part-00000001|{"partNumber":1e999,"md5":"a","etag":"b"}') is None
-
-
-@pytest.mark.parametrize("text", [ID, ID.upper(), "1-2-3-4-5"])
-def test_java_lenient_ids_are_accepted_in_one_case(text: str) -> None:
-    assert layout.check_object_id(text) == text.lower()
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "",
-        "x",
-        ID + "x",
-        f"{ID}/../x",
-        f"../{ID}",
-        "%2e%2e%2f",
-        f"{ID}?a",
-        f"{ID}#a",
-        f"{ID}@host",
-        f" {ID}",
-        f"{ID}\n",
-        "a" * 10_000,
-        ID.replace("-", ""),
-    ],
-)
-def test_everything_else_is_no_id(text: str) -> None:
-    with pytest.raises(ConfigurationError) as caught:
-        layout.check_object_id(text)
-    assert len(str(caught.value)) < 400
-
-
-def test_song_ids_are_uuid5() -> None:
-    """The first test vector of Song's id service for `<analysis>:<file name>` in this namespace, computed with Python's own uuid5."""
-    assert layout.object_id_of("EGAZ00001254247", "one.bam") == layout.object_id_of("EGAZ00001254247", "one.bam")
-    assert layout.is_object_id(layout.object_id_of("EGAZ00001254247", "one.bam"))
