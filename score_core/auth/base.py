@@ -2,8 +2,17 @@
 
 from __future__ import annotations
 
+import logging
+import re
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Final, Protocol, runtime_checkable
+
+from score_core.errors import AuthenticationError
+
+_log = logging.getLogger(__name__)
+
+MAX_TOKEN_CHARACTERS: Final = 16_384  # real ones have 36 to about 4,000; nothing longer is parsed, hashed or sent on
+_SENDABLE: Final = re.compile(r"[\x21-\x7e]+")  # printable ASCII without blanks
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,3 +71,14 @@ class ScopeRules:
 
 def _has(caller: Principal | None, prefix: str, study_id: str, suffix: str) -> bool:
     return caller is not None and bool(study_id) and f"{prefix}{study_id}{suffix}" in caller.scopes
+
+
+def refusal(why: str) -> AuthenticationError:
+    """What every bad token gets, whatever is wrong with it. `why` goes to the log, so it must hold nothing that a caller sent."""
+    _log.info("Access token refused: %s", why)
+    return AuthenticationError("The access token is not accepted: it is wrong, has expired, or was made for another service")
+
+
+def is_sendable(token: str) -> bool:
+    """Whether this can be a token at all: not empty, not long, printable ASCII without blanks or line breaks."""
+    return len(token) <= MAX_TOKEN_CHARACTERS and _SENDABLE.fullmatch(token) is not None
