@@ -1,6 +1,7 @@
 """Settings: read once, checked, frozen, then passed down as the smallest piece that is needed.
 
-Sources, strongest first: command-line flag, environment, profile, file, default. `Settings.origins` says which one won.
+Sources, strongest first: command-line flag, environment, profile, file, default. `Settings.origins` says which one won. The Java client's
+variables and its `application.properties` are understood, too (`java_settings.py`).
 
 Importing pydantic-settings and building the class costs 0.12-0.14 s of CPU on top of the 0.22 s that a transfer otherwise needs before its
 first byte (budget 0.6 s, design section 8); plain dataclasses would cost nothing, and the checks and messages would all be ours to write.
@@ -14,7 +15,7 @@ import logging
 import os
 import re
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
@@ -23,8 +24,9 @@ from urllib.parse import urlsplit
 import platformdirs
 from pydantic import AfterValidator, BeforeValidator, Field, PrivateAttr, SecretStr, ValidationError
 from pydantic.fields import FieldInfo
-from pydantic_settings import BaseSettings, EnvSettingsSource, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_settings import BaseSettings, EnvSettingsSource, InitSettingsSource, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
+from score_core import java_settings
 from score_core.errors import ConfigurationError
 from score_core.model import Validation
 from score_core.plan import MAX_PART_SIZE_BYTES, MIN_PART_SIZE_BYTES
@@ -34,7 +36,8 @@ _log = logging.getLogger(__name__)
 ProgressMode = Literal["auto", "bar", "log", "none"]
 
 DEFAULT_PROFILE: Final = "default"
-_JAVA_VARIABLES: Final = {"url": "STORAGE_URL", "token": "ACCESSTOKEN", "profile": "STORAGE_PROFILE"}  # the Java client's names
+_JAVA_PROFILE: Final = "STORAGE_PROFILE"
+_JAVA_FILE: Final = ".properties"
 _JAVA_VALIDATIONS: Final = {"true": "auto", "false": "off"}
 _NOT_IN_FILES: Final = frozenset({"profile", "config"})  # they say which file and what of it
 _MAX_TOKEN_CHARACTERS: Final = 16_384  # servers refuse headers long before that
@@ -49,11 +52,13 @@ class TransferSettings:
     files_at_once: int
     attempts: int
     connect_timeout_s: float
+    read_timeout_s: float
     stall_s: float
     part_size_bytes: int
     download_url_lifetime_s: float
     upload_url_lifetime_s: float
     ca_file: Path | None
+    allow_plain_http: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +83,13 @@ def _number(value: Any) -> Any:
 def _folded(value: Any) -> Any:
     """Choices are taken in any case, as the Java client takes them; TOML's true is its "true"."""
     return str(value).strip().lower()
+
+
+def _truth(value: Any) -> bool:
+    found = java_settings.truth(str(value))
+    if found is None:
+        raise ValueError("true or false")
+    return found
 
 
 def _java_validation(value: str) -> str:
@@ -115,6 +127,17 @@ def _existing(value: Path) -> Path:
     return path
 
 
+def _hosts(value: Any) -> Any:
+    """A list, or its items separated by commas."""
+    return [host.strip() for host in value.split(",") if host.strip()] if isinstance(value, str) else value
+
+
+def _host(value: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9.-]{1,253}|[0-9A-Fa-f:.]{2,45}", value):
+        raise ValueError("names of hosts such as s3.example.org, without scheme, port or path")
+    return value.lower()
+
+
 def _sendable(value: SecretStr) -> SecretStr:
     token = value.get_secret_value()
     if len(token) > _MAX_TOKEN_CHARACTERS or not re.fullmatch(r"[\x21-\x7e]+", token):
@@ -147,9 +170,15 @@ class Settings(BaseSettings):
     store: Annotated[str, AfterValidator(_address)] | None = None
     """A bucket or folder that we talk to ourselves."""
     token: Annotated[SecretStr, AfterValidator(_sendable)] | None = None
-    """For the Score server."""
+    """For the Score server and the metadata service."""
+    token_file: Annotated[Path, AfterValidator(_absolute)] | None = None
+    """A file that holds the token; read again when a server refuses what was in it. At most one of `token` and `token_file` is set."""
+    metadata_url: _Url | None = None
+    """A Song server."""
+    portal_url: _Url | None = None
+    """Where manifests are asked for by their id."""
     data_dir: Annotated[Path, AfterValidator(_absolute)] = Field(default_factory=_default_data_dir)
-    """Where objects are when neither `url` nor `store` says."""
+    """Where objects are when neither `url` nor `store` says, and the embedded registry of metadata."""
     serve_url: _Url | None = None
     """A running `score serve`, for addresses into a folder that outlive this process."""
     validation: Annotated[Validation, BeforeValidator(_java_validation), BeforeValidator(_folded)] = "auto"
@@ -161,6 +190,8 @@ class Settings(BaseSettings):
     attempts: _Int = Field(default=10, ge=1, le=1000, description="tries")
     """Tries of one part, the first included."""
     connect_timeout_s: _Seconds = Field(default=30.0, ge=0.1, le=600, description="seconds")
+    read_timeout_s: _Seconds = Field(default=60.0, ge=0.1, le=3600, description="seconds")
+    """How long a Score server or metadata service may take to answer."""
     stall_s: _Seconds = Field(default=30.0, ge=1, le=3600, description="seconds")
     """How long a connection may bring next to nothing."""
     part_size_bytes: _Int = Field(default=MIN_PART_SIZE_BYTES, ge=1024, le=MAX_PART_SIZE_BYTES, description="bytes")
@@ -170,6 +201,10 @@ class Settings(BaseSettings):
     upload_url_lifetime_s: _Seconds = Field(default=3600.0, ge=10, le=_WEEK_S, description="seconds")
     ca_file: Annotated[Path, AfterValidator(_existing)] | None = None
     """Certificate authorities (PEM) instead of the system's."""
+    allow_plain_http: Annotated[bool, BeforeValidator(_truth)] = False
+    """Lets a token, and signed addresses from an https server, go over plain http to other machines."""
+    data_hosts: Annotated[tuple[Annotated[str, AfterValidator(_host)], ...], NoDecode, BeforeValidator(_hosts)] = ()
+    """The only hosts that a server's signed addresses may lead to; empty: any."""
 
     _sources: dict[str, str] = PrivateAttr(default_factory=dict)
 
@@ -188,7 +223,8 @@ class Settings(BaseSettings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         java = _java_variables(settings_cls)
         named = {**env_settings(), **java(), **init_settings()}
-        return init_settings, java, env_settings, *_tables(settings_cls, named.get("config"), str(named.get("profile") or DEFAULT_PROFILE))
+        files = _files(settings_cls, named.get("config"), str(named.get("profile") or DEFAULT_PROFILE))
+        return init_settings, java, env_settings, *files
 
     def origins(self) -> list[Origin]:
         """Every setting with its value and source, secrets masked."""
@@ -202,7 +238,7 @@ class Settings(BaseSettings):
 
 
 def _shown(value: object) -> str:
-    return "" if value is None else str(value)
+    return "" if value is None else ", ".join(value) if isinstance(value, tuple) else str(value)
 
 
 # Sources. Each says where a value of its came from.
@@ -224,8 +260,33 @@ class _Source(PydanticBaseSettingsSource):
 
 
 def _java_variables(settings_cls: type[BaseSettings]) -> _Source:
-    found = {name: os.environ[variable] for name, variable in _JAVA_VARIABLES.items() if os.environ.get(variable)}
-    return _Source(settings_cls, found, {name: f"environment {_JAVA_VARIABLES[name]}" for name in found})
+    found = java_settings.from_environment()
+    if os.environ.get(_JAVA_PROFILE):
+        found.append(java_settings.Found("profile", os.environ[_JAVA_PROFILE], f"environment {_JAVA_PROFILE}"))
+    return _of_java(settings_cls, found)
+
+
+def _of_java(settings_cls: type[BaseSettings], found: Sequence[java_settings.Found]) -> _Source:
+    return _Source(settings_cls, {it.name: it.value for it in found}, {it.name: it.where for it in found})
+
+
+def _files(settings_cls: type[BaseSettings], named: Any, profile: str) -> tuple[_Source, ...]:
+    if named and str(named).lower().endswith(_JAVA_FILE):
+        return _properties(settings_cls, Path(named), profile)
+    return _tables(settings_cls, named, profile)
+
+
+def _properties(settings_cls: type[BaseSettings], path: Path, profile: str) -> tuple[_Source]:
+    """A Java client's file instead of ours."""
+    path = path.expanduser().absolute()
+    if profile != DEFAULT_PROFILE:
+        raise ConfigurationError(
+            f"There is no profile {profile!r} in {path}: a {_JAVA_FILE} file has none; use a .toml file, or no profile"
+        )
+    content, mode = _content(path)
+    found = java_settings.from_properties(content.decode("latin-1"), str(path))  # latin-1 is what Java reads them as
+    _warn_of_readers(path, mode, (it.name for it in found))
+    return (_of_java(settings_cls, found),)
 
 
 def _table(settings_cls: type[BaseSettings], table: Mapping[str, Any], where: str) -> _Source:
@@ -262,23 +323,33 @@ def _tables(settings_cls: type[BaseSettings], named: Any, profile: str) -> tuple
 def _file(named: Any) -> tuple[Path, dict[str, Any]]:
     """The configuration file's path and content; a missing one is empty unless it was named."""
     path = Path(named).expanduser().absolute() if named else platformdirs.user_config_path("score", appauthor=False) / "config.toml"
-    try:
-        with path.open("rb") as file:
-            mode = os.fstat(file.fileno()).st_mode
-            content = tomllib.load(file)
-    except FileNotFoundError:
-        if named:
-            raise ConfigurationError(f"The configuration file {path} does not exist") from None
+    if not named and not path.exists():
         return path, {}
-    except OSError as error:
-        raise ConfigurationError(f"The configuration file {path} cannot be read: {error.strerror}") from error
+    data, mode = _content(path)
+    try:
+        content = tomllib.loads(data.decode())
     except UnicodeDecodeError:  # its text quotes bytes of the file
         raise ConfigurationError(f"The configuration file {path} is not valid TOML: it is not UTF-8") from None
     except tomllib.TOMLDecodeError as error:  # its text names a place or a key, never a value
         raise ConfigurationError(f"The configuration file {path} is not valid TOML: {error}") from None
-    if mode & 0o077 and "token" in _all_keys(content):
-        _log.warning("%s holds a token and other users can read it; run: chmod 600 %s", path, path)
+    _warn_of_readers(path, mode, _all_keys(content))
     return path, content
+
+
+def _content(path: Path) -> tuple[bytes, int]:
+    """A configuration file's bytes and mode."""
+    try:
+        with path.open("rb") as file:
+            return file.read(), os.fstat(file.fileno()).st_mode
+    except FileNotFoundError:
+        raise ConfigurationError(f"The configuration file {path} does not exist") from None
+    except OSError as error:
+        raise ConfigurationError(f"The configuration file {path} cannot be read: {error.strerror}") from error
+
+
+def _warn_of_readers(path: Path, mode: int, keys: Iterable[str]) -> None:
+    if mode & 0o077 and "token" in keys:
+        _log.warning("%s holds a token and other users can read it; run: chmod 600 %s", path, path)
 
 
 def _all_keys(table: Mapping[str, Any]) -> Iterator[str]:
@@ -304,7 +375,7 @@ def load(
     given: dict[str, Any] = {**(flags or {}), "config": config, "profile": profile}
     given = {name: value for name, value in given.items() if value is not None}
     found = _found(given)
-    silenced = dict.fromkeys(_weaker_place(found))
+    silenced = dict.fromkeys([*_weaker(found, "url", "store"), *_weaker(found, "token", "token_file")])
     try:
         settings = Settings(**{**given, **silenced})
     except ValidationError as error:
@@ -324,15 +395,15 @@ def _found(given: dict[str, Any]) -> _Found:
     return found
 
 
-def _weaker_place(found: _Found) -> list[str]:
-    """`url` and `store` answer one question, where the objects are: the one that must be silent, if both speak.
+def _weaker(found: _Found, first: str, second: str) -> list[str]:
+    """Of two settings that answer one question, such as where the objects are, the one that must be silent, if both speak.
 
-    The stronger source wins; in the same one (both variables of the environment count as one) the server comes first.
+    The stronger source wins; in the same one (all variables of the environment count as one) the first does.
     """
-    if not {"url", "store"} <= found.keys():
+    if not {first, second} <= found.keys():
         return []
-    strength = {name: "environment" if (text := found[name][2]).startswith("environment") else text for name in ("url", "store")}
-    return ["store"] if strength["url"] == strength["store"] or found["url"][0] < found["store"][0] else ["url"]
+    strength = {name: "environment" if (text := found[name][2]).startswith("environment") else text for name in (first, second)}
+    return [second] if strength[first] == strength[second] or found[first][0] < found[second][0] else [first]
 
 
 def _explained(error: ValidationError, found: _Found) -> ConfigurationError:

@@ -26,6 +26,7 @@ LAYERS = {
     "score_core.ids": 3,
     "score_core.checksum": 3,
     "score_core.progress": 3,
+    "score_core.java_settings": 3,
     "score_core.stores.base": 3,
     "score_core.repository.base": 3,
     "score_core.transfer.stop": 3,  # these two know of no room: services wait and try again by them, too

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from score_core.errors import ConfigurationError
+from score_core.java_settings import KEYS, variable
 from score_core.settings import Settings, load
 
 Read = Callable[..., Settings]
@@ -18,7 +19,7 @@ def read(monkeypatch: pytest.MonkeyPatch) -> Read:
 
     def run(flags: dict[str, str | None] | None = None, *, environ: dict[str, str], **where: Any) -> Settings:
         for name in list(os.environ):
-            if name.startswith(("SCORE_", "STORAGE_", "ACCESSTOKEN")):
+            if name.startswith("SCORE_") or name in map(variable, KEYS):
                 monkeypatch.delenv(name)
         for name, value in environ.items():
             monkeypatch.setenv(name, value)
@@ -85,6 +86,10 @@ def test_empty_variable_counts_as_not_set(read: Read, everything: Path) -> None:
         ("ca_file = '/nope'", "ca_file must be the path of a file that exists"),
         ("validation = 'maybe'", "validation must be 'auto', 'parts', 'whole', 'both' or 'off', got 'maybe' (FILE)"),
         ("progress = 1", "progress must be 'auto', 'bar', 'log' or 'none'"),
+        ("allow_plain_http = 'maybe'", "allow_plain_http must be true or false, got 'maybe'"),
+        ("data_hosts = ['https://x']", "data_hosts must be names of hosts such as"),
+        ("data_hosts = 3", "data_hosts must be"),
+        ("metadata_url = 'song'", "metadata_url must be an address such as"),
         ("url = 'ftp://x'", "url must be an address such as"),
         ("url = 'https://x:99999'", "url must be an address such as"),
         ("store = ''", "store must be an address"),
@@ -138,6 +143,32 @@ def test_one_place_for_objects(
 ) -> None:
     settings = read(flags, config=config(tmp_path, "url = 'https://file'"), environ=environ)
     assert (settings.url, settings.store) == (url, store)
+
+
+TOKEN_FILE = {"SCORE_TOKEN_FILE": "/run/t"}
+
+
+@pytest.mark.parametrize(
+    ("text", "environ", "kept"),
+    [
+        ("token = 'a'", TOKEN_FILE, "token_file"),
+        ("token_file = '/a'", {"ACCESSTOKEN": "a"}, "token"),
+        ("", {**TOKEN_FILE, "ACCESSTOKEN": "a"}, "token"),
+        ("token = 'a'\ntoken_file = '/a'", {}, "token"),
+        ("token = 'a'\n[profiles.default]\ntoken_file = '/a'", {}, "token_file"),
+    ],
+)
+def test_one_token(read: Read, tmp_path: Path, text: str, environ: dict[str, str], kept: str) -> None:
+    settings = read(config=config(tmp_path, text), environ=environ)
+    assert [name for name in ("token", "token_file") if getattr(settings, name) is not None] == [kept]
+    assert [name for name in ("token", "token_file") if name in settings.sources] == [kept]
+
+
+def test_hosts_are_a_list_or_have_commas(read: Read, tmp_path: Path) -> None:
+    listed = config(tmp_path, "data_hosts = ['S3.example.org', '10.0.0.1']")
+    assert read(config=listed, environ={}).data_hosts == ("s3.example.org", "10.0.0.1")
+    settings = read(config=listed, environ={"SCORE_DATA_HOSTS": "a.org, b.org,"})
+    assert {origin.name: origin.value for origin in settings.origins()}["data_hosts"] == "a.org, b.org"
 
 
 def test_token_never_shows(read: Read) -> None:
