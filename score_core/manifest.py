@@ -15,6 +15,7 @@ import socket
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Final, TypeVar
 from urllib.parse import urlsplit
@@ -70,23 +71,45 @@ _REFUSALS: Final[dict[int, type[ServiceError]]] = {401: AuthenticationError, 403
 Item = TypeVar("Item", UploadItem, DownloadItem)
 
 
-def read_uploads(source: str, *, stdin: IO[bytes] | None = None) -> list[UploadItem]:
-    """The files that an upload manifest lists: object id, path, MD5. Relative paths are against the working directory.
+@dataclass(frozen=True, slots=True)
+class ManifestSource:
+    """Where a manifest comes from: a path, an http(s) address, `-` for `stdin`, or the id of one at the portal (protocol section 15.1).
 
-    `source` is a path, an http(s) address, or `-` for `stdin`.
+    A file whose name is such an id comes before the portal.
+    """
+
+    name: str
+    portal_url: str | None = None
+    stdin: IO[bytes] | None = None
+
+
+def read_uploads(source: ManifestSource | str) -> list[UploadItem]:
+    """The files that an upload manifest lists: object id, path, MD5. Relative paths are against the working directory.
 
     Raises:
         ManifestError: it is not such a manifest; says where.
-        LocalFileError: it cannot be read.
+        LocalFileError, ServiceError: it cannot be read, or fetched.
     """
-    with _opened(source, stdin) as stream:
+    with _opened(source) as stream:
         return _read(stream, UPLOAD_COLUMNS, _upload_item, is_file=lambda cells: bool(cells[1]) and parse_md5(cells[2]) is not None)
 
 
-def read_downloads(source: str, *, stdin: IO[bytes] | None = None) -> list[DownloadItem]:
-    """The objects that a download manifest of 11 columns lists. `source` and errors as for `read_uploads`."""
-    with _opened(source, stdin) as stream:
+def read_downloads(source: ManifestSource | str) -> list[DownloadItem]:
+    """The objects that a download manifest of 11 columns lists. Errors as for `read_uploads`."""
+    with _opened(source) as stream:
         return _read(stream, DOWNLOAD_COLUMNS, _download_item, is_file=lambda cells: is_object_id(cells[2]))
+
+
+def read_text(source: ManifestSource | str) -> str:
+    """A manifest as it stands, whatever it lists. Errors as for `read_uploads`."""
+    with _opened(source) as stream:
+        data = stream.read(_MAX_FETCHED_BYTES + 1)
+    if len(data) > _MAX_FETCHED_BYTES:
+        raise ManifestError(f"The manifest is larger than {_MAX_FETCHED_BYTES} bytes")
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        raise ManifestError("The text is not UTF-8, so this is no manifest") from None
 
 
 class _Row:
@@ -244,19 +267,35 @@ def _decoded(raw: bytes, line: int) -> str:
 
 
 @contextmanager
-def _opened(source: str, stdin: IO[bytes] | None) -> Iterator[IO[bytes]]:
-    if source == "-":
-        yield stdin or sys.stdin.buffer
+def _opened(given: ManifestSource | str) -> Iterator[IO[bytes]]:
+    source = given if isinstance(given, ManifestSource) else ManifestSource(given)
+    name = source.name
+    if name == "-":
+        yield source.stdin or sys.stdin.buffer
         return
-    scheme = _SCHEME.match(source)
-    if scheme is None:
-        path = Path(source)
+    scheme = _SCHEME.match(name)
+    url = name if scheme is not None else _portal_address(source)
+    if scheme is not None and scheme[1].lower() not in {"http", "https"}:
+        raise ManifestError(f"A manifest is a path, an http or https address, or - for standard input; {scheme[1]}: is none of these")
+    if ".xml" in (name if url is None else url.partition("?")[0]).rpartition("/")[2].lower():
+        raise ManifestError(f"{name[:200]} is by its name an XML manifest of GNOS, which is not read; get one of tab-separated columns")
+    if url is None:
+        path = Path(name)
         with explained("read the manifest", path), path.open("rb") as file:
             yield file
-    elif scheme[1].lower() in {"http", "https"}:
-        yield io.BytesIO(_fetched(source))
     else:
-        raise ManifestError(f"A manifest is a path, an http or https address, or - for standard input; {scheme[1]}: is none of these")
+        yield io.BytesIO(_fetched(url))
+
+
+def _portal_address(source: ManifestSource) -> str | None:
+    """The address of a manifest that is named by its id; None when the name is a path."""
+    if not is_object_id(source.name) or Path(source.name).exists():
+        return None
+    if source.portal_url is None:
+        raise ManifestError(
+            f"There is no file {source.name}; if it is the id of a portal's manifest, set PORTAL_URL to the portal's address"
+        )
+    return f"{source.portal_url}/api/v1/manifests/{source.name}"
 
 
 def _fetched(url: str) -> bytes:

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from score_core.errors import LocalFileError, ManifestError, ObjectNotFound, ScoreError
-from score_core.manifest import read_downloads, read_uploads
+from score_core.manifest import ManifestSource, read_downloads, read_text, read_uploads
 
 A, B = "a25ae8b4-097d-11ea-b4b9-41f0d4c18919", "576f7386-e626-5d99-ae63-1b3ce9de308b"
 MD5 = "ac5d500ec64fa7dc287050c553b83f3a"
@@ -22,11 +22,11 @@ NAMES = "repo_code\tfile_id\tobject_id\tfile_format\tfile_name\tfile_size\tmd5_s
 
 
 def uploads(text: str | bytes):
-    return read_uploads("-", stdin=io.BytesIO(text.encode() if isinstance(text, str) else text))
+    return read_uploads(ManifestSource("-", stdin=io.BytesIO(text.encode() if isinstance(text, str) else text)))
 
 
 def downloads(text: str | bytes):
-    return read_downloads("-", stdin=io.BytesIO(text.encode() if isinstance(text, str) else text))
+    return read_downloads(ManifestSource("-", stdin=io.BytesIO(text.encode() if isinstance(text, str) else text)))
 
 
 def row(object_id: str = B, **cells: str) -> str:
@@ -173,7 +173,7 @@ def test_line_without_end_is_not_read_whole() -> None:
 
     raw = Endless()
     with pytest.raises(ManifestError, match="longer than"):
-        read_uploads("-", stdin=io.BufferedReader(raw))
+        read_uploads(ManifestSource("-", stdin=io.BufferedReader(raw)))
     assert raw.given < 1 << 20
 
 
@@ -196,15 +196,44 @@ def test_relative_path_with_a_colon(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert len(read_uploads("a:b.tsv")) == 1
 
 
+@pytest.mark.parametrize("name", ["old.xml", "OLD.XML.gz", "https://portal.example.org/old.xml?x=1", "folder.tsv/a.xml"])
+def test_gnos_manifests_are_refused_by_name(name: str) -> None:
+    with pytest.raises(ManifestError, match="XML manifest of GNOS"):
+        read_downloads(name)
+
+
+def test_only_the_name_itself_is_looked_at(tmp_path: Path) -> None:
+    path = tmp_path / "a.xml.d" / "m.tsv"
+    path.parent.mkdir()
+    path.write_text(f"{HEAD}{B}\tx\t{MD5}\n")
+    assert len(read_uploads(str(path))) == 1
+
+
+def test_text_is_given_verbatim(tmp_path: Path) -> None:
+    path = tmp_path / "m.tsv"
+    for data in (b"a\tb\r\n\r\nc", b"", b"\xef\xbb\xbfx\n"):
+        path.write_bytes(data)
+        assert read_text(str(path)).encode() == data
+    path.write_bytes(b"\xff")
+    with pytest.raises(ManifestError, match="not UTF-8"):
+        read_text(str(path))
+
+
 # By address
+
+
+GOOD = f"{HEAD}{B}\tx\t{MD5}\n"
 
 
 class _Site(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         assert "Authorization" not in self.headers
-        status, body = {"/good": (200, f"{HEAD}{B}\tx\t{MD5}\n"), "/login": (302, ""), "/big": (200, "x" * (65 << 20))}.get(
-            self.path, (404, "")
-        )
+        status, body = {
+            "/good": (200, GOOD),
+            f"/portal/api/v1/manifests/{B}": (200, GOOD),
+            "/login": (302, ""),
+            "/big": (200, "x" * (65 << 20)),
+        }.get(self.path, (404, ""))
         self.send_response(status)
         self.send_header("Content-Length", str(len(body)))
         self.send_header("Location", "/good")
@@ -230,6 +259,17 @@ def site() -> Iterator[str]:
 
 def test_manifest_by_address(site: str) -> None:
     assert len(read_uploads(f"{site}/good")) == 1
+
+
+def test_manifest_by_its_id(site: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert len(read_uploads(ManifestSource(B, portal_url=f"{site}/portal"))) == 1
+    with pytest.raises(ObjectNotFound, match="HTTP 404"):
+        read_uploads(ManifestSource(B, portal_url=site))
+    with pytest.raises(ManifestError, match="set PORTAL_URL"):
+        read_uploads(B)
+    Path(B).write_text("a\tb\n")
+    assert read_text(ManifestSource(B, portal_url=f"{site}/portal")) == "a\tb\n"
 
 
 @pytest.mark.parametrize(
