@@ -14,7 +14,7 @@ from typing import Any, Final, Protocol
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
 from jwt import PyJWK, PyJWTError
 
-from score_core.auth.service import AuthServer, unavailable
+from score_core.auth.server import AuthServer, unavailable
 from score_core.errors import ConfigurationError, Unavailable
 
 _log = logging.getLogger(__name__)

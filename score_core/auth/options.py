@@ -9,14 +9,15 @@ from pathlib import Path
 from typing import Final, Literal, get_args
 from urllib.parse import quote
 
-from score_core.auth.base import Authenticator, Principal, is_sendable, refusal
+from score_core.auth.base import Authenticator, Principal, ScopeRules, is_sendable, refusal
 from score_core.auth.cache import DEFAULT_LIFE_S, Cached
 from score_core.auth.embedded import EmbeddedToken, make_token_file
 from score_core.auth.keys import FileKeys, Keys, RemoteKeys
 from score_core.auth.remote import DEFAULT_TOKEN_NAME, ApiKeyIntrospection, KeycloakPermissions
-from score_core.auth.service import DEFAULT_TIMEOUT_S, AuthServer, is_web_address
+from score_core.auth.server import DEFAULT_TIMEOUT_S, AuthServer, is_web_address
 from score_core.auth.tokens import DEFAULT_ALGORITHMS, DEFAULT_LEEWAY_S, JwtAuthenticator
 from score_core.errors import ConfigurationError
+from score_core.service import ServiceOptions
 
 AuthMode = Literal["none", "embedded", "jwt", "ego", "keycloak"]
 
@@ -96,8 +97,10 @@ def is_api_key(token: str) -> bool:
     return len(token) <= _UUID_CHARACTERS and _LENIENT_UUID.fullmatch(token) is not None
 
 
-def open_authenticator(options: AuthOptions) -> Authenticator | None:
+def open_authenticator(options: AuthOptions, rules: ScopeRules | None = None) -> Authenticator | None:
     """What checks tokens as `options` say, None if nothing does. The caller closes it. No auth server is asked before the first token.
+
+    The token of `token_file` has the two system scopes of `rules`.
 
     Raises:
         ConfigurationError: something is missing or cannot be used; names it, and never shows a secret.
@@ -105,7 +108,8 @@ def open_authenticator(options: AuthOptions) -> Authenticator | None:
     _check(options)
     if options.mode == "none":
         return None
-    embedded = EmbeddedToken(make_token_file(options.token_file)) if options.token_file else None
+    rules, path = rules or ScopeRules(), options.token_file
+    embedded = EmbeddedToken(make_token_file(path), scopes={rules.download_system, rules.upload_system}) if path else None
     if options.mode == "embedded":
         assert embedded
         return embedded
@@ -134,15 +138,19 @@ def _check(options: AuthOptions) -> None:
         raise ConfigurationError("introspection_url needs client_id and client_secret, by which the auth server knows us")
 
 
-def _server(options: AuthOptions, url: str) -> AuthServer:
-    return AuthServer(url, timeout_s=options.timeout_s, ca_file=options.ca_file, allow_plain_http=options.allow_plain_http)
+def _server(options: AuthOptions, name: str, url: str) -> AuthServer:
+    """`name` is the option that says `url`."""
+    try:
+        return AuthServer(url, ServiceOptions(options.timeout_s, options.timeout_s, options.ca_file, options.allow_plain_http))
+    except ConfigurationError as error:
+        raise error.at(name) from None
 
 
 def _api_keys(options: AuthOptions) -> Authenticator | None:
     if not options.introspection_url:
         return None
     return ApiKeyIntrospection(
-        _server(options, options.introspection_url),
+        _server(options, "introspection_url", options.introspection_url),
         client_id=options.client_id or "",
         client_secret=options.client_secret or "",
         token_name=options.token_name or (_KEYCLOAK_TOKEN_NAME if options.mode == "keycloak" else DEFAULT_TOKEN_NAME),
@@ -159,12 +167,17 @@ def _jwts(options: AuthOptions) -> Authenticator:
     )
     if options.mode != "keycloak":
         return jwts
-    return KeycloakPermissions(jwts, _server(options, _realm(options) + "/token"), audience=options.client_id or "")
+    return KeycloakPermissions(jwts, _server(options, "keycloak_host", _realm(options) + "/token"), audience=options.client_id or "")
 
 
 def _keys(options: AuthOptions) -> Keys:
-    place = options.public_key or options.jwks_url or _realm(options) + "/certs"
-    return RemoteKeys(_server(options, place)) if options.jwks_url or is_web_address(place) else FileKeys(Path(place).expanduser())
+    if options.public_key and not is_web_address(options.public_key):
+        return FileKeys(Path(options.public_key).expanduser())
+    if options.public_key:
+        return RemoteKeys(_server(options, "public_key", options.public_key))
+    if options.jwks_url:
+        return RemoteKeys(_server(options, "jwks_url", options.jwks_url))
+    return RemoteKeys(_server(options, "keycloak_host", _realm(options) + "/certs"))
 
 
 def _realm(options: AuthOptions) -> str:

@@ -9,7 +9,7 @@ from typing import Any, Final
 import httpx
 
 from score_core.auth.base import Authenticator, Principal, is_sendable, refusal
-from score_core.auth.service import AuthServer, unavailable
+from score_core.auth.server import AuthServer, unavailable
 
 DEFAULT_TOKEN_NAME: Final = "apiToken"  # noqa: S105  # Java's shipped default for the field's name
 _EPOCH_FROM: Final = 10**9  # a smaller `exp` is seconds left (Ego's answer is a year: 31536000), a bigger one a date after 2001

@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-import ipaddress
 import json
 import logging
 import re
-import ssl
 import time
 from dataclasses import dataclass
 from http.cookiejar import CookieJar, DefaultCookiePolicy
-from pathlib import Path
 from typing import Any, Final
 
 import httpx
 
 from score_core.errors import ConfigurationError, Unavailable
+from score_core.service import ServiceOptions, is_private_line
 
 _log = logging.getLogger(__name__)
 
 DEFAULT_TIMEOUT_S: Final = 10.0
 _MAX_ANSWER_BYTES: Final = 1 << 20  # key sets and permissions have a few kB
 _SIMPLE: Final = re.compile(r"[\w.:/-]*")  # an address with nothing secret in it
+_HOST: Final = re.compile(r"[\w.:-]+")
 _LATER: Final = frozenset({408, 425, 429})  # client errors that say nothing about the token
 
 
@@ -43,27 +42,28 @@ class Answer:
 class AuthServer:
     """One address of an auth server. Safe to use from several threads.
 
-    Redirects are not followed, so no token goes to another place; no cookies are kept, so no caller gets into another's session.
+    Unlike a `ServiceClient`, which goes on trying for its own user, it gives up at once: callers with a token in hand are waiting, and try
+    again themselves. Redirects are not followed, so no token goes to another place; no cookies are kept, so no caller gets into another's
+    session.
 
     Args:
         url: https, or http on loopback; without user, password, query and fragment.
-        timeout_s: for connecting, for each wait, and for the whole body of an answer.
-        ca_file: certificate authorities (PEM) instead of the public ones.
-        allow_plain_http: accept http to other hosts, where anyone on the way can read tokens or replace keys.
+        options: the time to read is also that for a whole answer. `allow_plain_http` accepts http to other hosts, where anyone on the
+            way can read tokens and replace keys.
 
     Raises:
-        ConfigurationError: the address or `ca_file` cannot be used.
+        ConfigurationError: the address or the certificate authorities cannot be used.
     """
 
-    def __init__(
-        self, url: str, *, timeout_s: float = DEFAULT_TIMEOUT_S, ca_file: Path | None = None, allow_plain_http: bool = False
-    ) -> None:
-        self._url, is_local = _checked(url, allow_plain_http=allow_plain_http)
-        self._timeout_s = timeout_s
+    def __init__(self, url: str, options: ServiceOptions | None = None) -> None:
+        options = options or ServiceOptions(DEFAULT_TIMEOUT_S, DEFAULT_TIMEOUT_S)
+        self._url = _checked(url, allow_plain_http=options.allow_plain_http)
+        self._answer_s = options.read_timeout_s
+        is_local = is_private_line(str(self._url.copy_with(scheme="http")))
         self._client = httpx.Client(
-            timeout=timeout_s,
+            timeout=httpx.Timeout(options.read_timeout_s, connect=options.connect_timeout_s),
             follow_redirects=False,
-            verify=_trust(ca_file),
+            verify=options.certificates(),
             headers={"Accept-Encoding": "identity"},  # so that _MAX_ANSWER_BYTES bounds what is held
             cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
             mounts=dict.fromkeys(("all://", "http://", "https://")) if is_local else None,  # not through the environment's proxy
@@ -98,7 +98,7 @@ class AuthServer:
             return response.status_code, self._body(response)
 
     def _body(self, response: httpx.Response) -> bytes:
-        deadline, body = time.monotonic() + self._timeout_s, bytearray()
+        deadline, body = time.monotonic() + self._answer_s, bytearray()
         for block in response.iter_raw():
             body += block
             if len(body) > _MAX_ANSWER_BYTES:
@@ -121,34 +121,17 @@ def is_web_address(text: str) -> bool:
     return text.lower().startswith(("http://", "https://"))
 
 
-def _checked(text: str, *, allow_plain_http: bool) -> tuple[httpx.URL, bool]:
-    """The address, and whether it is on this machine."""
+def _checked(text: str, *, allow_plain_http: bool) -> httpx.URL:
     try:
         url = httpx.URL(text.strip())
     except httpx.InvalidURL:
         url = httpx.URL()
-    if not is_web_address(str(url)) or not url.host or url.userinfo or url.query or url.fragment:
+    is_place = is_web_address(str(url)) and _HOST.fullmatch(url.host) and 0 < (url.port or 443) < 65536 and url.port != 0
+    if not is_place or url.userinfo or url.query or url.fragment:
         got = f", got {text!r}" if _SIMPLE.fullmatch(text) else ""
         raise ConfigurationError(
             f"An auth server's address must be such as https://id.example.org/path, without user, password and query{got}"
         )
-    is_local = _is_loopback(url.host)
-    if url.scheme == "http" and not is_local and not allow_plain_http:
+    if not allow_plain_http and not is_private_line(str(url)):
         raise ConfigurationError(f"{url} would carry tokens unencrypted: use https, or set allow_plain_http if the network is trusted")
-    return url, is_local
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
-def _trust(ca_file: Path | None) -> ssl.SSLContext | bool:
-    if ca_file is None:
-        return True
-    try:
-        return ssl.create_default_context(cafile=ca_file)
-    except OSError as error:  # ssl.SSLError is one
-        raise ConfigurationError(f"Certificate authorities cannot be read from {ca_file}: {error.strerror or error}") from error
+    return url
