@@ -10,6 +10,22 @@ AnalysisState = Literal["UNPUBLISHED", "PUBLISHED", "SUPPRESSED"]
 
 INDEX_SUFFIXES: Final = (".crai", ".bai", ".tbi", ".csi", ".idx")  # Java knows all but .csi (protocol section 13.5)
 
+# What Song itself says of an analysis, beside its `details`: so an analysis that was read can be submitted again as it stands.
+SONG_FIELDS: Final = frozenset(
+    {
+        "analysisId",
+        "analysisState",
+        "analysisStateHistory",
+        "analysisType",
+        "createdAt",
+        "files",
+        "firstPublishedAt",
+        "publishedAt",
+        "studyId",
+        "updatedAt",
+    }
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Entity:
@@ -43,15 +59,30 @@ class FileRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class StateChange:
+    """`at` in seconds since the epoch, None if the service did not say."""
+
+    before: AnalysisState
+    after: AnalysisState
+    at: float | None
+
+
+@dataclass(frozen=True, slots=True)
 class Analysis:
-    """An analysis with its files, by name. `type_name` is Song's analysis type; `details` are its other fields as they were submitted."""
+    """An analysis with its files, by name. `type_name` and `type_version` are Song's analysis type.
+
+    `details` are its other fields as they were submitted. `created_at` is in seconds since the epoch; `history` is oldest first.
+    """
 
     analysis_id: str
     study_id: str
     state: AnalysisState
     files: tuple[FileRecord, ...]
     type_name: str = ""
+    type_version: int | None = None
     details: Mapping[str, Any] = field(default_factory=dict)
+    created_at: float | None = None
+    history: tuple[StateChange, ...] = ()
 
 
 @runtime_checkable
@@ -87,8 +118,15 @@ class Metadata(Protocol):
         """The ids of all studies, sorted."""
         ...
 
+    def add_study(self, study_id: str) -> None:
+        """Makes a study. Raises `Conflict` when it exists."""
+        ...
+
     def submit(self, study_id: str, payload: Mapping[str, Any]) -> str:
-        """Registers an UNPUBLISHED analysis from a Song payload (`analysisType`, `files`, ...) and returns its id."""
+        """Registers an UNPUBLISHED analysis from a Song payload (`analysisType`, `files`, ...) and returns its id.
+
+        Raises `ConfigurationError` (a Song: `Refused`) for a payload that is none, `Conflict` for the id of another analysis.
+        """
         ...
 
     def publish(self, study_id: str, analysis_id: str, *, ignore_undefined_md5: bool = False) -> None:
@@ -99,7 +137,7 @@ class Metadata(Protocol):
         ...
 
     def unpublish(self, study_id: str, analysis_id: str) -> None:
-        """Makes a PUBLISHED analysis UNPUBLISHED: its files can be replaced and are not handed out."""
+        """Makes a PUBLISHED analysis UNPUBLISHED: its files can be replaced and are not handed out. Raises `Conflict` when suppressed."""
         ...
 
     def suppress(self, study_id: str, analysis_id: str) -> None:
