@@ -10,14 +10,24 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Literal, TypeVar
 
 from score_core.checksum import digest_of, parse_md5
-from score_core.errors import ConfigurationError, Conflict, LocalFileError, ObjectMismatch, PartMismatch, ScoreError, Unverifiable
+from score_core.errors import (
+    ConfigurationError,
+    Conflict,
+    LocalFileError,
+    ObjectMismatch,
+    ObjectNotFound,
+    PartMismatch,
+    ScoreError,
+    Unverifiable,
+)
 from score_core.ids import check_object_id
+from score_core.metadata.base import Entity, FileRecord, Metadata, index_of
 from score_core.model import ObjectSpec, Part, TransferReport, Validation
 from score_core.transfer.download import Span
 from score_core.transfer.engine import Engine
@@ -88,6 +98,114 @@ def upload(engine: Engine, item: UploadItem, *, force: bool = False) -> Transfer
     report = engine.upload(item.path, item.object_id, md5=md5, overwrite=force)
     engine.progress.end(report)
     return report
+
+
+def registered(metadata: Metadata, object_ids: Iterable[str]) -> dict[str, FileRecord]:
+    """What is registered of these objects, by id; those that are not are absent. Each analysis is asked for once.
+
+    Raises:
+        ServiceError: the metadata service fails, so that it is not known.
+    """
+    records: dict[str, FileRecord] = {}
+    wanted = list(object_ids)
+    for object_id in wanted:
+        if object_id in records:
+            continue
+        try:
+            entity = metadata.entity(object_id)
+            analysis = metadata.analysis(entity.study_id, entity.analysis_id)
+        except ObjectNotFound:
+            continue
+        records.update({record.object_id: record for record in analysis.files})
+    return {object_id: records[object_id] for object_id in wanted if object_id in records}
+
+
+def as_registered(item: UploadItem, record: FileRecord | None) -> UploadItem:
+    """The item with the MD5 that is registered for its object; as it is when nothing is.
+
+    Raises:
+        ObjectMismatch: the file's size, or the MD5 that is promised, is not what is registered. Nothing was sent.
+        LocalFileError: the file cannot be read.
+    """
+    if record is None:
+        return item
+    with SourceFile(item.path) as source:
+        size = source.size
+    if size != record.size:
+        raise ObjectMismatch(
+            f"{item.path} has {size:,} bytes where object {item.object_id} is registered with {record.size:,}",
+            expected=record.md5 or "of another file",
+            actual=item.md5 or "another, not computed because the sizes differ",
+        )
+    if item.md5 is not None and record.md5 is not None and item.md5 != record.md5:
+        raise ObjectMismatch(
+            f"The MD5 given for {item.path} is not the one that object {item.object_id} is registered with",
+            expected=record.md5,
+            actual=item.md5,
+        )
+    return dataclasses.replace(item, md5=item.md5 or record.md5)
+
+
+def of_analysis(metadata: Metadata, study_id: str, analysis_id: str) -> list[DownloadItem]:
+    """All files of an analysis, whatever its state.
+
+    Raises:
+        ObjectNotFound: there is no such analysis in the study.
+    """
+    entities = metadata.entities(analysis_id=analysis_id, study_id=study_id)
+    items = [DownloadItem(entity.object_id, entity.file_name, entity.analysis_id) for entity in entities]
+    if not items:
+        raise ObjectNotFound(f"Analysis {analysis_id} of study {study_id} is not registered in {metadata.label}; check both ids")
+    return items
+
+
+def with_metadata(items: Sequence[DownloadItem], metadata: Metadata, *, index: bool = True) -> list[DownloadItem]:
+    """The items with the names and analyses that are registered; with `index`, each followed by its index file, if it has one.
+
+    What an item says itself wins, and what is not registered stays as it is. An index file that is an item already is not repeated.
+
+    Raises:
+        ServiceError: the metadata service fails, so that it is not known.
+    """
+    registry, listed, result = _Siblings(metadata), {item.object_id for item in items}, []
+    for item in items:
+        entity = registry.entity(item) if index or item.file_name is None or item.analysis_id is None else None
+        if entity is None:
+            result.append(item)
+            continue
+        name, analysis_id = item.file_name or entity.file_name, item.analysis_id or entity.analysis_id
+        result.append(dataclasses.replace(item, file_name=name, analysis_id=analysis_id))
+        found = index_of(entity, registry.of(entity.analysis_id)) if index else None
+        if found is not None and found.object_id not in listed:
+            listed.add(found.object_id)
+            result.append(DownloadItem(found.object_id, found.file_name, analysis_id))
+    return result
+
+
+class _Siblings:
+    """Registered files, asked for by analysis where that is known: one question for all files of it."""
+
+    def __init__(self, metadata: Metadata) -> None:
+        self._metadata = metadata
+        self._analyses: dict[str, list[Entity]] = {}
+        self._known: dict[str, Entity] = {}
+
+    def entity(self, item: DownloadItem) -> Entity | None:
+        """None if the object is not registered. A manifest's second column need not be its analysis."""
+        if item.object_id not in self._known and item.analysis_id is not None:
+            self.of(item.analysis_id)
+        if item.object_id not in self._known:
+            try:
+                self._known[item.object_id] = self._metadata.entity(item.object_id)
+            except ObjectNotFound:
+                return None
+        return self._known[item.object_id]
+
+    def of(self, analysis_id: str) -> list[Entity]:
+        if analysis_id not in self._analyses:
+            self._analyses[analysis_id] = list(self._metadata.entities(analysis_id=analysis_id))
+            self._known.update({entity.object_id: entity for entity in self._analyses[analysis_id]})
+        return self._analyses[analysis_id]
 
 
 def download(engine: Engine, item: DownloadItem, options: DownloadOptions) -> TransferReport:

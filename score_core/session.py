@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 from urllib.parse import unquote, urlsplit
 
-from score_core.errors import ConfigurationError
+from score_core.errors import ConfigurationError, ServiceError, Unavailable
+from score_core.metadata.base import Metadata
 from score_core.progress import Progress, Silent
 from score_core.repository.base import Repository
 from score_core.repository.direct import DirectRepository
@@ -20,9 +22,13 @@ from score_core.transfer.policy import RetryPolicy
 from score_core.transfer.stop import Stop
 
 if TYPE_CHECKING:
+    from score_core.service import ServiceClient  # imports httpx, which takes 0.3 s and a local store does not need
     from score_core.settings import Settings  # 0.1 s to import, and whoever calls us has done so
 
+_log = logging.getLogger(__name__)
+
 S3_MIN_PART_SIZE_BYTES: Final = 5 << 20  # S3 refuses to complete an upload with smaller parts before the last
+_ALIVE_TIMEOUT_S: Final = 5.0
 
 
 def store_folder(settings: Settings) -> Path | None:
@@ -41,17 +47,19 @@ def store_folder(settings: Settings) -> Path | None:
     return Path(unquote(urlsplit(settings.store).path))
 
 
-def open_repository(settings: Settings) -> Repository:
+def open_repository(settings: Settings, *, stop: Stop | None = None) -> Repository:
     """Where the objects are: a Score server, else a store, else a folder in the user's data directory. The caller closes it.
 
+    Nothing is contacted yet. `stop` ends its waiting between attempts.
+
     Raises:
-        ConfigurationError: the address cannot be used, or needs what this version does not have.
+        ConfigurationError: the address cannot be used, or a token would go there in the open.
+        LocalFileError: the token's file cannot be read.
     """
     if settings.url is not None:
-        raise ConfigurationError(
-            f"Talking to the Score server {settings.url} comes with the remote client, which this version does not have yet; "
-            "unset it to use the local store, or name a bucket with --store"
-        )
+        from score_core.repository.remote import RemoteRepository
+
+        return RemoteRepository(_service(settings, settings.url, "The Score server", stop), data_hosts=settings.data_hosts)
     transfer = settings.transfer
     return DirectRepository(
         _open_store(settings),
@@ -59,6 +67,78 @@ def open_repository(settings: Settings) -> Repository:
         download_lifetime_s=transfer.download_url_lifetime_s,
         upload_lifetime_s=transfer.upload_url_lifetime_s,
     )
+
+
+def _service(settings: Settings, url: str, name: str, stop: Stop | None) -> ServiceClient:
+    from score_core.service import ServiceClient, ServiceOptions, Token
+
+    transfer, text = settings.transfer, settings.token
+    return ServiceClient(
+        url,
+        name=name,
+        token=Token(None if text is None else text.get_secret_value(), file=settings.token_file),
+        policy=RetryPolicy(attempts=transfer.attempts),
+        options=ServiceOptions(transfer.connect_timeout_s, transfer.read_timeout_s, transfer.ca_file, transfer.allow_plain_http),
+        stop=stop,
+    )
+
+
+def registry_path(settings: Settings) -> Path:
+    """The embedded registry's file."""
+    return settings.data_dir / "registry.sqlite3"
+
+
+def open_metadata(settings: Settings, repository: Repository, *, create: bool = False, stop: Stop | None = None) -> Metadata | None:
+    """Who knows files and analyses: Song, else the Score server if it keeps metadata as well, else the embedded registry.
+
+    None when nobody does: the server keeps none, or the registry was never written to and `create` is false. The caller closes it,
+    and before `repository`, which an embedded registry asks what is stored.
+
+    Raises:
+        ConfigurationError, LocalFileError: as `open_repository`.
+    """
+    if settings.metadata_url is not None:
+        return open_song(settings, stop=stop)
+    if settings.url is None:
+        return _open_registry(settings, repository) if create or registry_path(settings).exists() else None
+    client = _service(settings, settings.url, "The Score server", stop)
+    return _song(client) if _is_alive(client) else None
+
+
+def open_song(settings: Settings, *, stop: Stop | None = None) -> Metadata:
+    """The Song server that `metadata_url`, which must be set, names. Nothing is contacted yet. The caller closes it.
+
+    Raises:
+        ConfigurationError, LocalFileError: as `open_repository`.
+    """
+    assert settings.metadata_url is not None
+    return _song(_service(settings, settings.metadata_url, "The metadata service", stop))
+
+
+def _song(client: ServiceClient) -> Metadata:
+    from score_core.metadata.song import SongClient
+
+    return SongClient(client)
+
+
+def _open_registry(settings: Settings, repository: Repository) -> Metadata:
+    from score_core.metadata.registry import Registry
+
+    return Registry(registry_path(settings), repository=repository)
+
+
+def _is_alive(client: ServiceClient) -> bool:
+    """Whether a Score server speaks Song, too, as ours does; a Java one does not know the question. If not, `client` is closed."""
+    try:
+        if client.get("/isAlive", attempts=1, read_timeout_s=_ALIVE_TIMEOUT_S).text.strip().lower() == "true":
+            return True
+        _log.info("%s keeps no metadata", client.url)
+    except Unavailable as error:
+        _log.warning("Whether there are metadata is not known, so none are used: %s", error)
+    except ServiceError as error:
+        _log.info("%s keeps no metadata: %s", client.url, error)
+    client.close()
+    return False
 
 
 def _open_store(settings: Settings) -> MultipartStore:
@@ -80,10 +160,11 @@ def open_engine(settings: Settings, *, progress: Progress | None = None, stop: S
     """An engine with its repository and connections, closed at the end.
 
     Raises:
-        ConfigurationError: as `open_repository`.
+        ConfigurationError, LocalFileError: as `open_repository`.
     """
     transfer = settings.transfer
-    repository = open_repository(settings)
+    stop = stop or Stop()
+    repository = open_repository(settings, stop=stop)
     try:
         transport = HttpTransport(
             connections=transfer.workers,
@@ -98,7 +179,7 @@ def open_engine(settings: Settings, *, progress: Progress | None = None, stop: S
                 workers=transfer.workers,
                 policy=RetryPolicy(attempts=transfer.attempts),
                 progress=progress or Silent(),
-                stop=stop or Stop(),
+                stop=stop,
             )
         finally:
             transport.close()

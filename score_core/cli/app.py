@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 USAGE_CODE: Final = 2
 OTHER_CODE: Final = 1
+_TOKEN_OPTIONS: Final = ("token", "accesstoken")  # without their hyphens
 
 
 class _Command(NamedTuple):
@@ -33,6 +34,10 @@ COMMANDS: Final = {
     "download": _Command("score_core.cli.transfer:download", "Download objects into a folder."),
     "verify": _Command("score_core.cli.transfer:verify", "Compare local files with the repository; moves nothing."),
     "url": _Command("score_core.cli.transfer:url", "Print a time-limited address of an object."),
+    "register": _Command("score_core.cli.metadata:register", "Give files their ids, and write the manifest to upload them by."),
+    "publish": _Command("score_core.cli.metadata:publish", "Publish an analysis, once its files are stored as registered."),
+    "unpublish": _Command("score_core.cli.metadata:unpublish", "Take an analysis back, to replace its files."),
+    "manifest": _Command("score_core.cli.metadata:manifest", "Print a manifest, or make one for the files of an analysis."),
     "list": _Command("score_core.cli.storage:list_", "List what is stored, or unfinished uploads."),
     "abort": _Command("score_core.cli.storage:abort", "Drop an unfinished upload."),
     "info": _Command("score_core.cli.storage:info", "Show the settings that matter."),
@@ -55,7 +60,7 @@ Options of every command, before or after its name:
   --profile NAME       Use the settings of this profile of the configuration file.
   --config FILE        The configuration file, instead of the one in your home.
   --store ADDRESS      Where the objects are: s3://bucket[/prefix][?endpoint=URL] or file:///folder.
-  --url ADDRESS        A Score server (this version cannot talk to one yet, and says so).
+  --url ADDRESS        A Score server; the token comes from ACCESSTOKEN or SCORE_TOKEN_FILE.
   --json               Print one JSON document on stdout, also on failure.
   --progress MODE      auto, bar, log (a line every 10 s) or none.
   --quiet              Show no progress.
@@ -85,11 +90,7 @@ def root_help() -> str:
 
 
 def _run(argv: list[str]) -> tuple[int, bool]:
-    if argv and argv[0] == "help" and (len(argv) == 1 or argv[1] in COMMANDS):
-        argv = [*argv[1:], "--help"]
-    elif argv and argv[0] == "help":
-        argv = argv[1:]  # no such command: it will be told so
-    if argv in (["--help"], ["-h"]):
+    if not COMMANDS.keys() & set(argv) and ({"--help", "-h"} & set(argv) or argv[-1:] == ["help"]):
         print(root_help())
         return 0, False
     if not argv:
@@ -105,6 +106,17 @@ def _run(argv: list[str]) -> tuple[int, bool]:
             stack.enter_context(redirect_stdout(nowhere))
             stack.enter_context(redirect_stderr(nowhere))
         return _Run(argv, stop, signals).guarded(), stop.is_set()
+
+
+def _help_as_option(argv: list[str]) -> list[str]:
+    """`help COMMAND`, behind any options, as `COMMAND --help`."""
+    place = next((place for place, word in enumerate(argv) if word == "help" or word in COMMANDS), None)
+    if place is None or argv[place] != "help":
+        return argv
+    words = [word for word in argv[place + 1 :] if not word.startswith("-")]
+    if len(words) > 1 and words[0] != "config":
+        raise _UsageError("`score help` explains one command at a time")
+    return [*argv[:place], *words, "--help"] if words and words[0] in COMMANDS else [*argv[:place], *words]
 
 
 class _Run:
@@ -156,7 +168,7 @@ class _Run:
         app = build({name: command.where for name, command in COMMANDS.items()}, self._dispatch)
         try:
             result: Result | None = app.meta(
-                self._argv, exit_on_error=False, print_error=False, result_action="return_value", verbose=False
+                _help_as_option(self._argv), exit_on_error=False, print_error=False, result_action="return_value", verbose=False
             )
         except CycloptsError as error:
             raise _UsageError(self._usage(error)) from None
@@ -181,6 +193,11 @@ class _Run:
 
         from score_core.errors import redact
 
+        if any(word.startswith("--") and word.lower().replace("-", "").startswith(_TOKEN_OPTIONS) for word in self._argv):
+            return (
+                "A token is not given as an option, where all users of this machine can read it; set ACCESSTOKEN or SCORE_TOKEN_FILE, "
+                "and replace this one"
+            )
         known = next((token for token in self._argv if token in COMMANDS), None)
         if isinstance(error, UnknownCommandError) and known is None:
             wrong = str((error.unused_tokens or ["?"])[0])

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Annotated, TypeVar
@@ -12,11 +13,15 @@ from cyclopts import Parameter
 
 from score_core.cli.output import Result, of_reports
 from score_core.cli.signals import Signals
-from score_core.errors import Interrupted
+from score_core.errors import ConfigurationError, Interrupted
 from score_core.model import TransferReport
 from score_core.transfer.stop import Stop
 
 if TYPE_CHECKING:
+    from score_core.cli.progress import Quiet
+    from score_core.manifest import ManifestSource
+    from score_core.metadata.base import Metadata
+    from score_core.repository.base import Repository
     from score_core.settings import Settings
     from score_core.transfer.engine import Engine
 
@@ -30,7 +35,7 @@ class GlobalOptions:
     profile: Annotated[str | None, Parameter(help="Use the settings of this profile of the configuration file.")] = None
     config: Annotated[str | None, Parameter(help="The configuration file, instead of the one in your home.")] = None
     store: Annotated[str | None, Parameter(help="Where the objects are: s3://bucket[/prefix][?endpoint=URL] or file:///folder.")] = None
-    url: Annotated[str | None, Parameter(help="A Score server (this version cannot talk to one yet, and says so).")] = None
+    url: Annotated[str | None, Parameter(help="A Score server; the token comes from ACCESSTOKEN or SCORE_TOKEN_FILE.")] = None
     quiet: Annotated[bool, Parameter(help="Show no progress.", negative=())] = False
     silent: Annotated[bool, Parameter(help="Print nothing at all; the exit code tells.", negative=())] = False
     json: Annotated[bool, Parameter(help="Print one JSON document on stdout, also on failure.", negative=())] = False
@@ -58,29 +63,84 @@ class Context:
         flags = {"store": options.store, "url": options.url, "progress": options.progress}
         return load(flags, config=options.config, profile=options.profile)
 
-    def transfer(
-        self, items: Sequence[Item], one: Callable[[Engine, Item], TransferReport], describe: Callable[[Item], tuple[str, str]]
-    ) -> Result:
-        """Runs `one` for each item, shown on the way and stoppable.
+    def manifest(self, name: str) -> ManifestSource:
+        """The manifest that an option names."""
+        from score_core.manifest import ManifestSource
+
+        return ManifestSource(name, self.settings.portal_url)
+
+    @contextmanager
+    def repository(self) -> Iterator[Repository]:
+        """Where the objects are, closed at the end. Raises `ConfigurationError`."""
+        from score_core.session import open_repository
+
+        repository = open_repository(self.settings, stop=self.stop)
+        try:
+            yield repository
+        finally:
+            repository.close()
+
+    @contextmanager
+    def metadata(self, repository: Repository, *, create: bool = False) -> Iterator[Metadata | None]:
+        """Who knows files and analyses, as `session.open_metadata` finds it, closed at the end."""
+        from score_core.session import open_metadata
+
+        metadata = open_metadata(self.settings, repository, create=create, stop=self.stop)
+        try:
+            yield metadata
+        finally:
+            if metadata is not None:
+                metadata.close()
+
+    @contextmanager
+    def engine(self, *, check: bool = False) -> Iterator[Engine]:
+        """What transfers run with, closed at the end; with `check`, once its repository is known to be reached and to let us in.
+
+        A folder of this machine needs no connection, and is made by the first upload.
 
         Raises:
             ConfigurationError: nothing was begun.
+            ServiceError: the check failed.
         """
-        from score_core.cli.progress import progress_for
-        from score_core.operations import batch
-        from score_core.session import open_engine
+        from score_core.session import open_engine, store_folder
 
-        settings, began = self.settings, time.monotonic()
-        shown = progress_for(settings.progress, len(items), quiet=self.options.quiet or self.options.silent)
-        with self.signals.graceful(), open_engine(settings, progress=shown, stop=self.stop) as engine:
+        with open_engine(self.settings, stop=self.stop) as engine:
+            if check and store_folder(self.settings) is None:
+                engine.repository.check()
+            yield engine
+
+    def progress(self, files: int) -> Quiet:
+        """A display for work on `files` files, to be entered while it goes on."""
+        from score_core.cli.progress import progress_for
+
+        return progress_for(self.settings.progress, files, quiet=self.options.quiet or self.options.silent)
+
+    def transfer(
+        self,
+        engine: Engine,
+        items: Sequence[Item],
+        one: Callable[[Item], TransferReport],
+        describe: Callable[[Item], tuple[str, str]],
+    ) -> Result:
+        """Runs `one` for each item, shown on the way and stoppable."""
+        from score_core.operations import batch
+
+        began = time.monotonic()
+        engine.progress = shown = self.progress(len(items))
+        with self.signals.graceful():
             try:
                 with shown:
-                    reports = batch(
-                        items, lambda item: one(engine, item), describe, at_once=settings.transfer.files_at_once, stop=self.stop
-                    )
+                    reports = batch(items, one, describe, at_once=self.settings.files_at_once, stop=self.stop)
             except Interrupted as stopped:  # what is done is told, too
                 return of_reports(shown.reports, time.monotonic() - began, error=str(stopped), exit_code=stopped.exit_code)
         return of_reports(reports, time.monotonic() - began)
+
+
+def required(metadata: Metadata | None) -> Metadata:
+    """The metadata service of a command that is nothing without one. Raises `ConfigurationError`."""
+    if metadata is None:
+        raise ConfigurationError("Nothing knows of studies and analyses here: set METADATA_URL to a Song server, or `score register` files")
+    return metadata
 
 
 Injected = Annotated[Context, Parameter(parse=False)]

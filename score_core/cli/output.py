@@ -24,11 +24,13 @@ BATCH_CODE: Final = 9
 class Result:
     """What a command has to say at its end. `document` holds for `--json` what `data` (lines for stdout) says to people.
 
+    `text` is for stdout as it stands, before `data`.
     `talk` are lines for stderr, `error` is the one sentence that explains an `exit_code` other than 0.
     """
 
     document: Mapping[str, Any] = field(default_factory=dict)
     data: Iterable[str] = ()
+    text: str = ""
     talk: Iterable[str] = ()
     error: str | None = None
     exit_code: int = 0
@@ -41,6 +43,7 @@ def show(result: Result, *, command: str, as_json: bool, workflow_codes: bool) -
         document = {"command": command, **result.document, "error": result.error, "exit_code": code}
         print(json.dumps(document, indent=2))
     else:
+        print(result.text, end="")
         for line in result.data:
             print(line)
     sys.stdout.flush()  # a closed pipe shows here, where it is caught, and not at the interpreter's end
@@ -69,7 +72,8 @@ def of_reports(reports: Sequence[TransferReport], seconds: float, *, error: str 
         talk += [f"  failed: object {report.object_id}, {_name(report)} (code {report.exit_code}): {report.error}" for report in failed]
     if error is None and failed:
         error = failed[0].error if len(reports) == 1 else f"{len(failed)} of {len(reports)} files failed; the others are done"
-    return Result({"files": [_row(report) for report in reports], "totals": _totals(reports, seconds)}, (), talk, error, code)
+    document = {"files": [_row(report) for report in reports], "totals": _totals(reports, seconds)}
+    return Result(document, talk=talk, error=error, exit_code=code)
 
 
 def _code(reports: Sequence[TransferReport], failed: Sequence[TransferReport]) -> int:

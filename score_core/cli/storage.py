@@ -6,7 +6,7 @@ import dataclasses
 import platform
 from collections.abc import Iterator
 from datetime import UTC, datetime
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
@@ -15,7 +15,10 @@ from score_core.cli.context import Context, Injected
 from score_core.cli.output import Result
 from score_core.errors import ObjectNotFound, redact
 from score_core.ids import check_object_id
-from score_core.session import open_repository
+from score_core.session import registry_path
+
+if TYPE_CHECKING:
+    from score_core.settings import Settings
 
 
 def list_(
@@ -29,12 +32,9 @@ def list_(
 
     Example: score list --uploads
     """
-    repository = open_repository(context.settings)
-    try:
+    with context.repository() as repository:
         rows = [dataclasses.asdict(row) for row in (repository.list_uploads() if uploads else repository.list_objects())]
         where = redact(repository.label)
-    finally:
-        repository.close()
     return Result(
         {"store": where, "uploads" if uploads else "objects": rows},
         data=["\t".join(_cell(name, value) for name, value in row.items()) for row in rows],
@@ -55,13 +55,10 @@ def abort(
 
     Example: score abort --object-id 5e0a7a2c-6d3e-5b0f-9c55-0d6a4f0e7b11
     """
-    repository = open_repository(context.settings)
-    try:
+    with context.repository() as repository:
         where = redact(repository.label)
         if not repository.abort(check_object_id(object_id)):
             raise ObjectNotFound(f"There is no unfinished upload of object {object_id} in {where}; `score list --uploads` shows all")
-    finally:
-        repository.close()
     return Result({"object_id": object_id, "aborted": True}, talk=[f"Dropped the unfinished upload of object {object_id} from {where}"])
 
 
@@ -72,7 +69,7 @@ def info(
 ) -> Result:
     """Show the settings that matter; never a token.
 
-    Example: score info --profile lab
+    Example: score info --verbose
     """
     facts = dict(_facts(context))
     document: dict[str, Any] = dict(facts)
@@ -91,9 +88,17 @@ def _facts(context: Context) -> Iterator[tuple[str, str]]:
     yield "profile", settings.profile
     yield "config file", str(settings.config or "none")
     yield "objects", redact(settings.url or settings.store or f"file://{settings.data_dir / 'store'}")
-    yield "token", "none" if settings.token is None else f"set ({settings.sources['token']})"
+    yield "metadata", redact(_metadata(settings))
+    given = next((name for name in ("token", "token_file") if name in settings.sources), None)
+    yield "token", "none" if given is None else f"set ({settings.sources[given]})"
     yield "validation", settings.validation
     yield "workers", str(settings.workers)
+
+
+def _metadata(settings: Settings) -> str:
+    if settings.metadata_url is not None:
+        return settings.metadata_url
+    return f"{settings.url}, if it keeps them" if settings.url is not None else str(registry_path(settings))
 
 
 def version() -> Result:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Final, cast, get_args
 
@@ -10,21 +10,21 @@ from cyclopts import Parameter
 
 from score_core import operations
 from score_core.checksum import parse_md5
-from score_core.cli.context import Injected
+from score_core.cli.context import Injected, required
 from score_core.cli.output import Result
 from score_core.errors import ConfigurationError, redact
 from score_core.ids import check_object_id
-from score_core.manifest import read_downloads, read_uploads
+from score_core.java_settings import truth
+from score_core.manifest import ManifestSource, read_downloads, read_uploads
+from score_core.metadata.base import FileRecord
 from score_core.model import TransferReport, Validation
 from score_core.operations import DownloadItem, DownloadOptions, OutputLayout, UploadItem
-from score_core.session import open_repository
 from score_core.transfer.download import Span
-from score_core.transfer.engine import Engine
 
 _COMPUTE: Final = "compute"
 _TO_THE_END: Final = -1  # the Java client's default for --length
 
-_MANIFEST_HELP: Final = "A manifest instead: path, http(s) address, or - for standard input."
+_MANIFEST_HELP: Final = "A manifest instead: path, http(s) address, a portal's id of one, or - for standard input."
 
 Manifest = Annotated[str | None, Parameter(allow_leading_hyphen=True, help=_MANIFEST_HELP)]  # hyphen: for "-"
 ObjectIds = Annotated[
@@ -34,35 +34,59 @@ ObjectIds = Annotated[
     ),
 ]
 Force = Annotated[bool, Parameter(negative=(), show_default=False, help="Replace what is there, once the new one is proven good.")]
+Study = Annotated[str, Parameter(name=["--study-id", "--study", "--program-id"], help="The study of the analysis.")]
+# The Java client's booleans have a value (protocol section 14), so these are texts here.
+VerifyConnection = Annotated[str, Parameter(help="false: do not try the server and the object store before anything is moved.")]
 
 
 def upload(
     *,
     file: Annotated[Path | None, Parameter(help="The file to upload.")] = None,
     object_id: Annotated[str | None, Parameter(help="The id of the object it becomes.")] = None,
-    md5: Annotated[str | None, Parameter(help="The MD5 that the file must have, or 'compute' to trust the file as it is.")] = None,
+    md5: Annotated[
+        str | None,
+        Parameter(help="The MD5 that the file must have, or 'compute' to trust the file as it is; by default the registered one."),
+    ] = None,
     manifest: Manifest = None,
     force: Force = False,
+    verify_connection: VerifyConnection = "true",
     context: Injected,
 ) -> Result:
     """Upload one file, or all files of a manifest.
 
-    An object is published only if its bytes have the promised MD5. Run the
-    same command again after an interruption: parts that are stored are not
-    sent again.
+    An object is published only if its bytes have the promised MD5. If it is
+    registered, size and MD5 must be the registered ones, or nothing is sent
+    (exit code 6). Run the same command again after an interruption: parts that
+    are stored are not sent again.
 
     Example: score upload --file a.bam --object-id 5e0a7a2c-6d3e-5b0f-9c55-0d6a4f0e7b11 --md5 6dc47e886b9f2ecef870af88da3ebdd6
 
     Example: score upload --manifest manifest.txt --json
     """
+    check = boolean("--verify-connection", verify_connection)
     if manifest is not None:
         _refuse_beside_manifest(file=file, object_id=object_id, md5=md5)
-        items = read_uploads(manifest)
+        items = read_uploads(context.manifest(manifest))
     else:
         items = [_single_upload(file, object_id, md5)]
-    return context.transfer(
-        items, lambda engine, item: operations.upload(engine, item, force=force), lambda item: (item.object_id, str(item.path))
-    )
+    with context.engine(check=check) as engine:
+        with context.metadata(engine.repository) as metadata:
+            records = {} if metadata is None else operations.registered(metadata, [item.object_id for item in items])
+        if manifest is None and md5 is None:
+            _check_registered_md5(items[0], records)
+
+        def one(item: UploadItem) -> TransferReport:
+            return operations.upload(engine, operations.as_registered(item, records.get(item.object_id)), force=force)
+
+        return context.transfer(engine, items, one, lambda item: (item.object_id, str(item.path)))
+
+
+def boolean(option: str, text: str) -> bool:
+    """What a boolean option's value says."""
+    found = truth(text)
+    if found is None:
+        raise ConfigurationError(f"{option} must be true or false, got {text[:80]!r}")
+    return found
 
 
 def _refuse_beside_manifest(**given: object) -> None:
@@ -74,24 +98,37 @@ def _refuse_beside_manifest(**given: object) -> None:
 def _single_upload(file: Path | None, object_id: str | None, md5: str | None) -> UploadItem:
     if file is None or object_id is None:
         raise ConfigurationError("Give --file with --object-id and --md5, or --manifest")
-    if md5 is None:
-        raise ConfigurationError("Give --md5: the MD5 that the file must have, or 'compute' to trust the file as it is")
-    promised = None if md5.strip().lower() == _COMPUTE else parse_md5(md5)
-    if promised is None and md5.strip().lower() != _COMPUTE:
+    if md5 is None or md5.strip().lower() == _COMPUTE:
+        return UploadItem(check_object_id(object_id), file, None)
+    promised = parse_md5(md5)
+    if promised is None:
         raise ConfigurationError(f"--md5 must be 32 hex digits, an MD5 in base64, or 'compute', got {md5[:80]!r}")
     return UploadItem(check_object_id(object_id), file, promised)
+
+
+def _check_registered_md5(item: UploadItem, records: Mapping[str, FileRecord]) -> None:
+    record = records.get(item.object_id)
+    if record is None or record.md5 is None:
+        raise ConfigurationError(
+            f"Give --md5, for none is registered of object {item.object_id}: the MD5 that the file must have, "
+            "or 'compute' to trust the file as it is"
+        )
 
 
 def download(
     *,
     object_id: ObjectIds = None,
     manifest: Manifest = None,
+    analysis_id: Annotated[str | None, Parameter(help="All files of this analysis instead; needs --study-id.")] = None,
+    study_id: Study | None = None,
     output_dir: Annotated[Path, Parameter(help="The folder for the files; it is made if missing.")],
     output_layout: Annotated[str, Parameter(help="filename, bundle (a folder per analysis) or id.")] = "filename",
     offset: Annotated[int, Parameter(help="Begin at this byte of the object.")] = 0,
     length: Annotated[int, Parameter(help="Take this many bytes; -1 means to the end.")] = _TO_THE_END,
+    index: Annotated[str, Parameter(help="false: without the index files (bai, crai, tbi, ...) that are registered beside them.")] = "true",
     force: Force = False,
     validate: Annotated[str | None, Parameter(help="auto, parts, whole, both or off; true means auto and false off.")] = None,
+    verify_connection: VerifyConnection = "true",
     context: Injected,
 ) -> Result:
     """Download objects into a folder.
@@ -103,29 +140,54 @@ def download(
     Example: score download --object-id 5e0a7a2c-6d3e-5b0f-9c55-0d6a4f0e7b11 --output-dir data
 
     Example: score download --manifest manifest.tsv --output-dir data --output-layout bundle
+
+    Example: score download --analysis-id a25ae8b4-097d-11ea-b4b9-41f0d4c18919 --study-id TEST-CA --output-dir data
     """
-    if (object_id is None) == (manifest is None):
-        raise ConfigurationError("Give either --object-id or --manifest")
-    validation = _choice("--validate", validate, get_args(Validation)) if validate else context.settings.validation
+    _check_one_source(object_id, manifest, analysis_id, study_id)
+    validation = choice("--validate", validate, get_args(Validation)) if validate else context.settings.validation
     options = DownloadOptions(
         output_dir=output_dir,
-        layout=cast("OutputLayout", _choice("--output-layout", output_layout, get_args(OutputLayout))),
+        layout=cast("OutputLayout", choice("--output-layout", output_layout, get_args(OutputLayout))),
         span=_span(offset, length),
         validation=cast("Validation", validation),
         force=force,
     )
-    items = read_downloads(manifest) if manifest is not None else [DownloadItem(name) for name in _ids(object_id or [])]
-    return context.transfer(
-        items,
-        lambda engine, item: operations.download(engine, item, options),
-        lambda item: (item.object_id, str(output_dir / (item.file_name or item.object_id))),
-    )
+    with_index = boolean("--index", index) and options.span == operations.WHOLE  # to a piece of a file its index says nothing
+    check = boolean("--verify-connection", verify_connection)
+    items = read_downloads(context.manifest(manifest)) if manifest is not None else [DownloadItem(name) for name in _ids(object_id)]
+    with context.engine(check=check) as engine:
+        with context.metadata(engine.repository) as metadata:
+            if analysis_id is not None and study_id is not None:
+                items = operations.of_analysis(required(metadata), study_id, analysis_id)
+            elif metadata is not None and (with_index or options.layout != "id"):
+                items = operations.with_metadata(items, metadata, index=with_index)
+        return context.transfer(
+            engine,
+            items,
+            lambda item: operations.download(engine, item, options),
+            lambda item: (item.object_id, str(output_dir / (item.file_name or item.object_id))),
+        )
 
 
-def _choice(option: str, text: str, choices: Sequence[str]) -> str:
+def _check_one_source(object_id: Sequence[str] | None, manifest: str | None, analysis_id: str | None, study_id: str | None) -> None:
+    ways = [object_id is not None, manifest is not None, analysis_id is not None or study_id is not None]
+    if ways.count(True) != 1:
+        raise ConfigurationError("Give exactly one of --object-id, --manifest, or --analysis-id with --study-id")
+    check_analysis(analysis_id, study_id)
+    if object_id is not None and not _ids(object_id):
+        raise ConfigurationError("--object-id needs at least one id")
+
+
+def check_analysis(analysis_id: str | None, study_id: str | None) -> None:
+    if (analysis_id is None) != (study_id is None):
+        raise ConfigurationError("--analysis-id and --study-id go together: give both")
+
+
+def choice(option: str, text: str, choices: Sequence[str]) -> str:
     """`text` as one of `choices`, in any case (protocol section 14); Java's true and false are auto and off."""
     folded = text.strip().lower()
-    folded = {"true": "auto", "false": "off"}.get(folded, folded) if "auto" in choices else folded
+    if "auto" in choices and folded not in choices:
+        folded = {True: "auto", False: "off", None: folded}[truth(folded)]
     if folded not in choices:
         raise ConfigurationError(f"{option} must be one of {', '.join(choices)}, got {text[:80]!r}")
     return folded
@@ -137,11 +199,9 @@ def _span(offset: int, length: int) -> Span:
     return Span(offset, None if length == _TO_THE_END else length)
 
 
-def _ids(given: Sequence[str]) -> list[str]:
+def _ids(given: Sequence[str] | None) -> list[str]:
     """Object ids, each once, also from lists with commas as the Java client takes them."""
-    ids = [name.strip() for text in given for name in text.split(",") if name.strip()]
-    if not ids:
-        raise ConfigurationError("--object-id needs at least one id")
+    ids = [name.strip() for text in given or () for name in text.split(",") if name.strip()]
     return list(dict.fromkeys(check_object_id(name) for name in ids))
 
 
@@ -161,14 +221,19 @@ def verify(
 
     Example: score verify --manifest manifest.tsv --output-dir data
     """
-    pairs = _paired(paths, object_id) if manifest is None else _listed(manifest, output_dir, paths, object_id)
+    if manifest is None:
+        pairs = _paired(paths, object_id)
+    else:
+        _refuse_beside_manifest(object_id=object_id, file=paths)
+        pairs = _listed(context.manifest(manifest), output_dir)
+    with context.engine() as engine:
 
-    def one(engine: Engine, pair: tuple[DownloadItem, Path]) -> TransferReport:
-        spec = engine.repository.describe(pair[0].object_id)
-        operations.check_expectations(pair[0], spec)
-        return operations.verify(spec, pair[1], stop=engine.stop)
+        def one(pair: tuple[DownloadItem, Path]) -> TransferReport:
+            spec = engine.repository.describe(pair[0].object_id)
+            operations.check_expectations(pair[0], spec)
+            return operations.verify(spec, pair[1], stop=engine.stop)
 
-    return context.transfer(pairs, one, lambda pair: (pair[0].object_id, str(pair[1])))
+        return context.transfer(engine, pairs, one, lambda pair: (pair[0].object_id, str(pair[1])))
 
 
 def _paired(paths: Sequence[Path], object_id: Sequence[str] | None) -> list[tuple[DownloadItem, Path]]:
@@ -180,12 +245,7 @@ def _paired(paths: Sequence[Path], object_id: Sequence[str] | None) -> list[tupl
     return [(DownloadItem(name), path) for name, path in zip(ids, paths, strict=True)]
 
 
-def _listed(
-    manifest: str, output_dir: Path | None, paths: Sequence[Path], object_id: Sequence[str] | None
-) -> list[tuple[DownloadItem, Path]]:
-    _refuse_beside_manifest(object_id=object_id)
-    if paths:
-        raise ConfigurationError("Give --manifest or files, not both")
+def _listed(manifest: ManifestSource, output_dir: Path | None) -> list[tuple[DownloadItem, Path]]:
     if output_dir is None:
         return [(DownloadItem(item.object_id, md5=item.md5), item.path) for item in read_uploads(manifest)]
     return [(item, output_dir / (item.file_name or item.object_id)) for item in read_downloads(manifest)]
@@ -202,14 +262,10 @@ def url(
 
     Example: samtools view "$(score url --object-id 5e0a7a2c-6d3e-5b0f-9c55-0d6a4f0e7b11)"
     """
-    settings = context.settings
-    repository = open_repository(settings)
-    try:
-        if settings.serve_url is None and repository.label.startswith("file://"):
+    with context.repository() as repository:
+        if context.settings.serve_url is None and repository.label.startswith("file://"):
             raise ConfigurationError(
                 f"Nobody would answer an address into {redact(repository.label)}; run `score serve` and set SCORE_SERVE_URL to its address"
             )
         signed = repository.sign_external(check_object_id(object_id))
-    finally:
-        repository.close()
     return Result({"object_id": object_id, "url": signed.url, "expires_at": signed.expires_at}, data=[signed.url])

@@ -1,0 +1,179 @@
+"""Commands about what files are, before and after they move: register, publish, unpublish, manifest."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+
+from score_core.cli.context import Context, Injected, required
+from score_core.cli.output import Result
+from score_core.cli.transfer import Study, check_analysis, choice
+from score_core.errors import BatchError, ConfigurationError, LocalFileError, ManifestError
+from score_core.manifest import read_text, read_uploads
+from score_core.metadata.base import Analysis
+from score_core.metadata.registering import NewFile, download_manifest_text, new_file, upload_manifest_text
+from score_core.metadata.registering import register as register_files
+from score_core.model import TransferReport
+from score_core.operations import batch
+from score_core.transfer.files import explained
+
+AnalysisId = Annotated[str, Parameter(help="The id of the analysis.")]
+
+
+def register(
+    *files: Annotated[Path, Parameter(help="The files.")],
+    study: Study,
+    analysis_id: Annotated[str | None, Parameter(help="The id that the analysis shall have; by default it is given one.")] = None,
+    access: Annotated[str, Parameter(help="open or controlled.")] = "controlled",
+    type_name: Annotated[str, Parameter(name="--type", help="Song's type of the analysis.")] = "file",
+    output: Annotated[Path | None, Parameter(help="Write the manifest to this file instead of printing it.")] = None,
+    context: Injected,
+) -> Result:
+    """Register files as one analysis, which gives each its object id, and print the manifest to upload them by.
+
+    Reads the files for their MD5s; nothing is uploaded yet. In the embedded
+    registry the same files of a study keep their ids when they are registered again.
+
+    Example: score register a.bam a.bam.bai --study TEST-CA --output manifest.txt
+
+    Example: score register a.vcf.gz --study TEST-CA --access open | score upload --manifest -
+    """
+    if not files:
+        raise ConfigurationError("Name the files to register")
+    access = choice("--access", access, ("open", "controlled"))
+    if output is not None:
+        _check_replaceable(output)
+    with context.repository() as repository, context.metadata(repository, create=True) as metadata:
+        required(metadata).check()  # before hours of reading
+        hashed = _hashed(files, access, context)
+        analysis = register_files(required(metadata), study, hashed, analysis_id=analysis_id, type_name=type_name)
+    text = upload_manifest_text(analysis, {file.name: file.path for file in hashed})
+    talk = [f"Registered {len(hashed)} files as analysis {analysis.analysis_id} of study {study}"]
+    if output is None:
+        return Result(_document(analysis, None), text=text, talk=talk)
+    with explained("write the manifest", output):
+        output.write_text(text, encoding="utf-8", newline="")
+    talk.append(f"Now: score upload --manifest {output}, then: score publish --study {study} --analysis-id {analysis.analysis_id}")
+    return Result(_document(analysis, output), [f"{file.object_id}\t{file.file_name}" for file in analysis.files], talk=talk)
+
+
+def _check_replaceable(output: Path) -> None:
+    """Only a manifest is replaced by one."""
+    if output.exists():
+        try:
+            read_uploads(str(output))
+        except ManifestError:
+            raise LocalFileError(f"{output} exists and is no upload manifest, so it is not replaced; give --output another name") from None
+
+
+def _hashed(files: Sequence[Path], access: str, context: Context) -> list[NewFile]:
+    """The files with their MD5s, read several at a time.
+
+    Raises:
+        BatchError: some cannot be read.
+    """
+    shown, found = context.progress(len(files)), dict[Path, NewFile]()
+
+    def one(path: Path) -> TransferReport:
+        name = str(path)
+
+        def read(count: int) -> None:
+            context.stop.check()
+            shown.advance(name, count)
+
+        with explained("read", path):
+            shown.begin(name, path.name, path.stat().st_size, 0, 1)
+        found[path] = file = new_file(path, access=access, on_bytes=read)
+        shown.part_done(name)
+        report = TransferReport(name, name, "verified", size=file.size, md5=file.md5)
+        shown.end(report)
+        return report
+
+    with context.signals.graceful(), shown:
+        reports = batch(files, one, lambda path: (str(path), str(path)), at_once=context.settings.files_at_once, stop=context.stop)
+    failed = [report for report in reports if report.outcome == "failed"]
+    if failed:
+        error = BatchError(f"{failed[0].error}; nothing is registered", reports)
+        error.exit_code = failed[0].exit_code
+        raise error
+    return [found[path] for path in files]
+
+
+def _document(analysis: Analysis, output: Path | None) -> dict[str, Any]:
+    return {
+        "study_id": analysis.study_id,
+        "analysis_id": analysis.analysis_id,
+        "state": analysis.state,
+        "manifest": None if output is None else str(output),
+        "files": [
+            {"object_id": file.object_id, "file_name": file.file_name, "size": file.size, "md5": file.md5} for file in analysis.files
+        ],
+    }
+
+
+def publish(
+    *,
+    study: Study,
+    analysis_id: AnalysisId,
+    ignore_undefined_md5: Annotated[
+        bool, Parameter(negative=(), show_default=False, help="Accept files whose MD5 the store does not know.")
+    ] = False,
+    context: Injected,
+) -> Result:
+    """Publish an analysis: from then on its files can be downloaded, and no more be replaced.
+
+    Every file must be stored with the size and MD5 that it is registered with.
+
+    Example: score publish --study TEST-CA --analysis-id a25ae8b4-097d-11ea-b4b9-41f0d4c18919
+    """
+    with context.repository() as repository, context.metadata(repository) as metadata:
+        required(metadata).publish(study, analysis_id, ignore_undefined_md5=ignore_undefined_md5)
+    return _state(study, analysis_id, "PUBLISHED")
+
+
+def unpublish(*, study: Study, analysis_id: AnalysisId, context: Injected) -> Result:
+    """Take a published analysis back: its files are not handed out, and can be replaced.
+
+    Example: score unpublish --study TEST-CA --analysis-id a25ae8b4-097d-11ea-b4b9-41f0d4c18919
+    """
+    with context.repository() as repository, context.metadata(repository) as metadata:
+        required(metadata).unpublish(study, analysis_id)
+    return _state(study, analysis_id, "UNPUBLISHED")
+
+
+def _state(study: str, analysis_id: str, state: str) -> Result:
+    return Result(
+        {"study_id": study, "analysis_id": analysis_id, "state": state}, talk=[f"Analysis {analysis_id} of study {study}: {state}"]
+    )
+
+
+def manifest(
+    *,
+    manifest: Annotated[
+        str | None,
+        Parameter(allow_leading_hyphen=True, help="Print this one: path, http(s) address, a portal's id of one, or - for standard input."),
+    ] = None,
+    analysis_id: Annotated[str | None, Parameter(help="Make one to download this analysis by; needs --study-id.")] = None,
+    study_id: Study | None = None,
+    context: Injected,
+) -> Result:
+    """Print a manifest as it stands, or make one for the files of an analysis.
+
+    Example: score manifest --manifest https://portal.example.org/manifest.tsv
+
+    Example: score manifest --analysis-id a25ae8b4-097d-11ea-b4b9-41f0d4c18919 --study-id TEST-CA > manifest.tsv
+    """
+    if (manifest is None) == (analysis_id is None and study_id is None):
+        raise ConfigurationError("Give either --manifest, or --analysis-id with --study-id")
+    check_analysis(analysis_id, study_id)
+    if manifest is not None:
+        text = read_text(context.manifest(manifest))
+    else:
+        assert study_id is not None
+        assert analysis_id is not None
+        with context.repository() as repository, context.metadata(repository) as metadata:
+            text = download_manifest_text(required(metadata).analysis(study_id, analysis_id))
+    return Result({"manifest": text}, text=text)
