@@ -82,11 +82,11 @@ class DirectRepository:
 
     def sign_downloads(self, spec: ObjectSpec, ranges: Sequence[ByteRange]) -> list[SignedUrl]:
         key = layout.data_key(spec.object_id)
-        return [self._store.presign_get(key, byte_range, lifetime_s=self._download_lifetime_s) for byte_range in ranges]
+        return self._store.presign_gets(key, ranges, lifetime_s=self._download_lifetime_s)
 
     def sign_external(self, object_id: str) -> SignedUrl:
         self._head_data(check_object_id(object_id))
-        return self._store.presign_get(layout.data_key(object_id), None, lifetime_s=self._download_lifetime_s)
+        return self._store.presign_gets(layout.data_key(object_id), [None], lifetime_s=self._download_lifetime_s)[0]
 
     def find_upload(self, object_id: str, size: int) -> Upload | None:
         upload = self._newest_upload(object_id)
@@ -139,12 +139,7 @@ class DirectRepository:
 
     def sign_uploads(self, upload: Upload, parts: Sequence[Part], *, content_md5: bool = False) -> list[SignedUrl]:
         key = layout.data_key(upload.object_id)
-        return [
-            self._store.presign_part(
-                key, upload.upload_id, part, lifetime_s=self._upload_lifetime_s, content_md5=part.md5 if content_md5 else None
-            )
-            for part in parts
-        ]
+        return self._store.presign_parts(key, upload.upload_id, parts, lifetime_s=self._upload_lifetime_s, content_md5=content_md5)
 
     def commit_part(self, upload: Upload, part: StoredPart) -> None:
         self._state.record(upload, part)

@@ -65,6 +65,13 @@ class ObjectStore(Protocol):
         """Puts a small object, replacing what was there: readers see the old or the new one, never half."""
         ...
 
+    def write_if_unchanged(self, key: str, data: bytes, *, etag: str | None) -> bool:
+        """As `write`, but only over the version with that ETag, or where nothing is when None; False, and nothing done, otherwise.
+
+        S3-compatible stores that do not know conditional writes write always: what must not go wrong looks again afterwards.
+        """
+        ...
+
     def delete(self, key: str) -> None:
         """Deletes a key; quiet when it is not there."""
         ...
@@ -73,8 +80,8 @@ class ObjectStore(Protocol):
         """All objects whose key begins with `prefix`, in key order, all pages."""
         ...
 
-    def presign_get(self, key: str, byte_range: ByteRange | None, *, lifetime_s: float) -> SignedUrl:
-        """A GET URL for exactly `byte_range` (the `Range` header is signed and in `headers`), or for any range when None."""
+    def presign_gets(self, key: str, ranges: Sequence[ByteRange | None], *, lifetime_s: float) -> list[SignedUrl]:
+        """A GET URL per range, in order: for exactly that range (the `Range` header is signed and in `headers`), or any when None."""
         ...
 
     def check(self) -> None:
@@ -94,8 +101,17 @@ class SupportsMultipart(Protocol):
         """Begins an upload and returns its id."""
         ...
 
-    def presign_part(self, key: str, upload_id: str, part: Part, *, lifetime_s: float, content_md5: str | None = None) -> SignedUrl:
-        """A PUT URL for one part. With `content_md5` (hex) the store must refuse other bytes: a signed `Content-MD5` in `headers`."""
+    def presign_parts(
+        self, key: str, upload_id: str, parts: Sequence[Part], *, lifetime_s: float, content_md5: bool = False
+    ) -> list[SignedUrl]:
+        """A PUT URL per part, in order. With `content_md5` the store must refuse bytes of another MD5 than `part.md5`.
+
+        For that a signed `Content-MD5` is in `headers`. Raises `ConfigurationError` when a part's MD5 is not known then.
+        """
+        ...
+
+    def holds_part(self, key: str, upload_id: str, number: int, etag: str) -> bool:
+        """Whether the upload holds that part with exactly that ETag, for one request. Raises `ObjectNotFound` for an unknown upload."""
         ...
 
     def list_parts(self, key: str, upload_id: str) -> Iterator[ListedPart]:
@@ -115,6 +131,15 @@ class SupportsMultipart(Protocol):
 
     def list_multiparts(self, prefix: str) -> Iterator[MultipartUpload]:
         """Uploads in progress whose key begins with `prefix`, all pages."""
+        ...
+
+
+@runtime_checkable
+class SupportsPartitions(Protocol):
+    """A store whose objects may be spread over numbered buckets."""
+
+    def partition(self, number: int) -> MultipartStore:
+        """The store in the bucket `<this bucket>.<number>`, same place and prefix, over the same connections: close one to close all."""
         ...
 
 

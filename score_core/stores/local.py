@@ -103,13 +103,10 @@ class LocalStore:
         raise Unavailable(f"{self.label}/{key} is replaced faster than it can be read; try again")
 
     def write(self, key: str, data: bytes) -> None:
-        path = self._path(key)
-        with self._border(f"write {key}"):
-            aside = self._write_aside(data)
-            try:
-                self._swap_in(aside, path)
-            finally:
-                aside.unlink(missing_ok=True)
+        self._write(key, data, only_over=lambda: True)
+
+    def write_if_unchanged(self, key: str, data: bytes, *, etag: str | None) -> bool:
+        return self._write(key, data, only_over=lambda: self._etag(key) == etag)
 
     def delete(self, key: str) -> None:
         path = self._path(key)
@@ -129,9 +126,9 @@ class LocalStore:
             with contextlib.suppress(ObjectNotFound):  # deleted while we list, or a link that is not ours
                 yield self.head(key)
 
-    def presign_get(self, key: str, byte_range: ByteRange | None, *, lifetime_s: float) -> SignedUrl:
+    def presign_gets(self, key: str, ranges: Sequence[ByteRange | None], *, lifetime_s: float) -> list[SignedUrl]:
         self._path(key)
-        return self.signer.sign_get(self.base_url, key, byte_range, lifetime_s=lifetime_s)
+        return self.signer.sign_gets(self.base_url, key, ranges, lifetime_s=lifetime_s)
 
     def check(self) -> None:
         if not self._root.is_dir():
@@ -157,11 +154,19 @@ class LocalStore:
             aside.replace(self._inner(_UPLOADS) / upload_id)
         return upload_id
 
-    def presign_part(self, key: str, upload_id: str, part: Part, *, lifetime_s: float, content_md5: str | None = None) -> SignedUrl:
+    def presign_parts(
+        self, key: str, upload_id: str, parts: Sequence[Part], *, lifetime_s: float, content_md5: bool = False
+    ) -> list[SignedUrl]:
         self._path(key)
-        _check_part_number(part.number)
         _check_upload_id(upload_id)
-        return self.signer.sign_part(self.base_url, key, upload_id, part, lifetime_s=lifetime_s, content_md5=content_md5)
+        for part in parts:
+            _check_part_number(part.number)
+        return self.signer.sign_parts(self.base_url, key, upload_id, parts, lifetime_s=lifetime_s, content_md5=content_md5)
+
+    def holds_part(self, key: str, upload_id: str, number: int, etag: str) -> bool:
+        self._upload(key, upload_id)
+        held = newest_parts(self._folder(upload_id), only=number).get(number)
+        return held is not None and held.etag == etag
 
     def list_parts(self, key: str, upload_id: str) -> Iterator[ListedPart]:
         self._upload(key, upload_id)
@@ -330,9 +335,29 @@ class LocalStore:
         finally:
             link.unlink(missing_ok=True)
 
-    def _swap_in(self, aside: Path, path: Path) -> None:
-        """Renames into place and drops the parts of the object that was there. The lock keeps two publishers from both missing one."""
+    def _write(self, key: str, data: bytes, *, only_over: Callable[[], bool]) -> bool:
+        path = self._path(key)
+        with self._border(f"write {key}"):
+            aside = self._write_aside(data)
+            try:
+                return self._swap_in(aside, path, only_over=only_over)
+            finally:
+                aside.unlink(missing_ok=True)
+
+    def _etag(self, key: str) -> str | None:
+        try:
+            return self.head(key).etag
+        except ObjectNotFound:
+            return None
+
+    def _swap_in(self, aside: Path, path: Path, *, only_over: Callable[[], bool] = lambda: True) -> bool:
+        """Renames into place and drops the parts of the object that was there. The lock keeps two publishers from both missing one.
+
+        False when `only_over`, asked with the lock in hand, forbids it.
+        """
         with self._publishing():
+            if not only_over():
+                return False
             old = _linked_id(path)
             for attempt in range(1, _ATTEMPTS + 1):
                 path.parent.mkdir(parents=True, exist_ok=True)
@@ -344,6 +369,7 @@ class LocalStore:
                         raise
         _sync_folder(path.parent)
         self._remove_folder(old)
+        return True
 
     def _remove_folder(self, upload_id: str | None) -> None:
         """Out of sight by one rename first: a PUT that is still writing finds its upload gone instead of reviving it."""

@@ -104,13 +104,13 @@ def part_name(number: int, md5: str) -> str:
     return f"part-{number:06d}.{md5}"
 
 
-def newest_parts(folder: Path) -> dict[int, ListedPart]:
-    """Of each part number what was PUT last, as in S3."""
+def newest_parts(folder: Path, *, only: int | None = None) -> dict[int, ListedPart]:
+    """Of each part number, or `only` that one, what was PUT last, as in S3."""
     newest: dict[int, tuple[int, ListedPart]] = {}
     with contextlib.suppress(FileNotFoundError), os.scandir(folder) as entries:
         for entry in entries:
             match = _PART_NAME.fullmatch(entry.name)
-            if match:
+            if match and only in (None, int(match[1])):
                 status, number = entry.stat(), int(match[1])
                 candidate = (status.st_mtime_ns, ListedPart(number, status.st_size, match[2]))
                 newest[number] = max(newest.get(number, candidate), candidate, key=lambda pair: (pair[0], pair[1].etag))

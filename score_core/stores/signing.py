@@ -6,16 +6,15 @@ because clients decide by it whether a URL is still good (protocol section 8).
 
 from __future__ import annotations
 
-import hashlib
 import hmac
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
-from urllib.parse import parse_qsl, quote, urlencode
+from urllib.parse import parse_qsl, quote
 
 from score_core.checksum import md5_base64, parse_md5
-from score_core.errors import AccessDenied, UrlExpiredError
+from score_core.errors import AccessDenied, ConfigurationError, UrlExpiredError
 from score_core.model import ByteRange, Part, SignedUrl
 
 _VERSION: Final = "score-url-1"
@@ -46,30 +45,41 @@ class UrlSigner:
         self._secret = secret
         self._clock = clock
 
-    def sign_get(self, base_url: str, key: str, byte_range: ByteRange | None, *, lifetime_s: float) -> SignedUrl:
-        if byte_range is None:
-            return self._signed(base_url, Grant("GET", key), {}, {}, lifetime_s)
-        grant = Grant("GET", key, byte_range=byte_range.http)
-        return self._signed(base_url, grant, {"SignedHeaders": "range"}, {"Range": byte_range.http}, lifetime_s)
+    def sign_gets(self, base_url: str, key: str, ranges: Sequence[ByteRange | None], *, lifetime_s: float) -> list[SignedUrl]:
+        expires, start = self._begin(base_url, key, lifetime_s)
+        urls = []
+        for http in ("" if wanted is None else wanted.http for wanted in ranges):
+            signature = self._signature(Grant("GET", key, byte_range=http), expires)
+            url = f"{start}{'&SignedHeaders=range' if http else ''}&Signature={signature}"
+            urls.append(SignedUrl("GET", url, expires, {"Range": http} if http else {}))
+        return urls
 
-    def sign_part(self, base_url: str, key: str, upload_id: str, part: Part, *, lifetime_s: float, content_md5: str | None) -> SignedUrl:
-        grant = Grant("PUT", key, upload_id=upload_id, part=part.number, size=part.size, content_md5=content_md5 or "")
-        query = {"uploadId": upload_id, "partNumber": str(part.number), "size": str(part.size)}
-        if content_md5 is None:
-            return self._signed(base_url, grant, query, {}, lifetime_s)
-        return self._signed(base_url, grant, query | {"SignedHeaders": "content-md5"}, {"Content-MD5": md5_base64(content_md5)}, lifetime_s)
+    def sign_parts(
+        self, base_url: str, key: str, upload_id: str, parts: Sequence[Part], *, lifetime_s: float, content_md5: bool
+    ) -> list[SignedUrl]:
+        expires, start = self._begin(base_url, key, lifetime_s)
+        start = f"{start}&uploadId={quote(upload_id)}"
+        urls = []
+        for part in parts:
+            headers = {"Content-MD5": content_md5_of(part)} if content_md5 else {}
+            grant = Grant("PUT", key, "", upload_id, part.number, part.size, part.md5 or "" if content_md5 else "")
+            url = (
+                f"{start}&partNumber={part.number}&size={part.size}{'&SignedHeaders=content-md5' if content_md5 else ''}"
+                f"&Signature={self._signature(grant, expires)}"
+            )
+            urls.append(SignedUrl("PUT", url, expires, headers))
+        return urls
 
-    def _signed(self, base_url: str, grant: Grant, query: dict[str, str], headers: dict[str, str], lifetime_s: float) -> SignedUrl:
+    def _begin(self, base_url: str, key: str, lifetime_s: float) -> tuple[int, str]:
+        """When URLs that are made now expire, and what all those of a key begin with."""
         expires = math.ceil(self._clock() + lifetime_s)
-        query = {"Expires": str(expires), **query, "Signature": self._signature(grant, expires)}
-        url = f"{base_url.rstrip('/')}/{quote(grant.key, safe='/~')}?{urlencode(query)}"
-        return SignedUrl(method=grant.method, url=url, expires_at=float(expires), headers=headers)
+        return expires, f"{base_url.rstrip('/')}/{quote(key, safe='/~')}?Expires={expires}"
 
     def _signature(self, grant: Grant, expires: int) -> str:
         """Fields hold no line breaks (keys and ids are checked, headers are single lines), so that joining them is unambiguous."""
-        what = (grant.method, grant.key, str(expires), grant.byte_range)
-        which_part = (grant.upload_id, str(grant.part), str(grant.size), grant.content_md5)
-        return hmac.new(self._secret, "\n".join((_VERSION, *what, *which_part)).encode(), hashlib.sha256).hexdigest()
+        what = f"{_VERSION}\n{grant.method}\n{grant.key}\n{expires}\n{grant.byte_range}"
+        which_part = f"{grant.upload_id}\n{grant.part}\n{grant.size}\n{grant.content_md5}"
+        return hmac.digest(self._secret, f"{what}\n{which_part}".encode(), "sha256").hex()
 
     def verify(self, method: str, key: str, query: str, headers: Mapping[str, str]) -> Grant:
         """What the request is permitted. HEAD counts as GET. `headers` is looked up by the names `Range` and `Content-MD5`.
@@ -86,6 +96,17 @@ class UrlSigner:
         if self._clock() >= expires:
             raise UrlExpiredError("Request has expired; ask for a new URL")
         return grant
+
+
+def content_md5_of(part: Part) -> str:
+    """The `Content-MD5` header that binds a PUT to the bytes of `part`.
+
+    Raises:
+        ConfigurationError: its MD5 is not known.
+    """
+    if part.md5 is None:
+        raise ConfigurationError(f"Part {part.number} has no MD5 that could be signed")
+    return md5_base64(part.md5)
 
 
 def _parsed(query: str) -> dict[str, str]:

@@ -25,6 +25,7 @@ from score_core.errors import (
 )
 from score_core.model import ByteRange, Part, SignedUrl
 from score_core.stores.base import ListedPart, MultipartUpload, StoredObject
+from score_core.stores.signing import content_md5_of
 from score_core.transfer.part import PutReply, Sink
 from score_core.transfer.stop import Stop
 
@@ -49,10 +50,14 @@ class MemoryStore:
     """A `MultipartStore` that keeps everything in memory.
 
     `calls` counts the calls of each method by name. `clock` decides when URLs have expired. URLs are `memory://store/<key>?...`, good for
-    `MemoryTransport` only; they are not signed, but their expiry and everything that they permit is in them and checked.
+    `MemoryTransport` only; they are not signed, but their expiry and everything that they permit is in them and checked. `missing`: it
+    behaves as a bucket that does not exist.
     """
 
-    def __init__(self, *, clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, *, clock: Callable[[], float] = time.time, name: str = "store") -> None:
+        self.missing = False
+        self._name = name
+        self._partitions: dict[int, MemoryStore] = {}
         self.calls: Counter[str] = Counter()
         self.clock = clock
         self._lock = threading.RLock()
@@ -62,7 +67,7 @@ class MemoryStore:
 
     @property
     def label(self) -> str:
-        return "memory://store"
+        return f"memory://{self._name}"
 
     def head(self, key: str) -> StoredObject:
         found = self._object("head", key)
@@ -75,6 +80,14 @@ class MemoryStore:
         with self._counted("write"):
             self._objects[key] = _Object(bytes(data), md5_hex(data), self.clock())
 
+    def write_if_unchanged(self, key: str, data: bytes, *, etag: str | None) -> bool:
+        with self._counted("write_if_unchanged"):
+            held = self._objects.get(key)
+            if (None if held is None else held.etag) != etag:
+                return False
+            self._objects[key] = _Object(bytes(data), md5_hex(data), self.clock())
+            return True
+
     def delete(self, key: str) -> None:
         with self._counted("delete"):
             self._objects.pop(key, None)
@@ -84,10 +97,10 @@ class MemoryStore:
             found = [StoredObject(key, len(held.data), held.etag, held.modified_at) for key, held in self._objects.items()]
         return iter(sorted((row for row in found if row.key.startswith(prefix)), key=lambda row: row.key.encode()))
 
-    def presign_get(self, key: str, byte_range: ByteRange | None, *, lifetime_s: float) -> SignedUrl:
-        with self._counted("presign_get"):
-            headers = {} if byte_range is None else {"Range": byte_range.http}
-            return self._url("GET", key, headers, headers, lifetime_s)
+    def presign_gets(self, key: str, ranges: Sequence[ByteRange | None], *, lifetime_s: float) -> list[SignedUrl]:
+        with self._counted("presign_gets"):
+            signed = [{} if byte_range is None else {"Range": byte_range.http} for byte_range in ranges]
+            return [self._url("GET", key, headers, headers, lifetime_s) for headers in signed]
 
     def check(self) -> None:
         with self._counted("check"):
@@ -102,11 +115,21 @@ class MemoryStore:
             self._uploads[upload_id] = _Upload(key, self.clock())
             return upload_id
 
-    def presign_part(self, key: str, upload_id: str, part: Part, *, lifetime_s: float, content_md5: str | None = None) -> SignedUrl:
-        with self._counted("presign_part"):
-            headers = {} if content_md5 is None else {"Content-MD5": md5_base64(content_md5)}
-            query = {"uploadId": upload_id, "partNumber": str(part.number), "size": str(part.size)}
-            return self._url("PUT", key, query | headers, headers, lifetime_s)
+    def presign_parts(
+        self, key: str, upload_id: str, parts: Sequence[Part], *, lifetime_s: float, content_md5: bool = False
+    ) -> list[SignedUrl]:
+        with self._counted("presign_parts"):
+            urls = []
+            for part in parts:
+                headers = {"Content-MD5": content_md5_of(part)} if content_md5 else {}
+                query = {"uploadId": upload_id, "partNumber": str(part.number), "size": str(part.size)}
+                urls.append(self._url("PUT", key, query | headers, headers, lifetime_s))
+            return urls
+
+    def holds_part(self, key: str, upload_id: str, number: int, etag: str) -> bool:
+        with self._counted("holds_part"):
+            parts = self._upload(key, upload_id).parts
+            return number in parts and md5_hex(parts[number]) == etag
 
     def list_parts(self, key: str, upload_id: str) -> Iterator[ListedPart]:
         with self._counted("list_parts"):
@@ -137,7 +160,15 @@ class MemoryStore:
             found = [MultipartUpload(upload.key, upload_id, upload.started_at) for upload_id, upload in self._uploads.items()]
         return iter(sorted((row for row in found if row.key.startswith(prefix)), key=lambda row: (row.key, row.started_at)))
 
+    def partition(self, number: int) -> MemoryStore:
+        with self._lock:
+            return self._partitions.setdefault(number, MemoryStore(clock=self.clock, name=f"{self._name}.{number}"))
+
     # For the transport and for tests
+
+    def named(self, name: str) -> MemoryStore:
+        """This store or the partition of it that is called so."""
+        return next(store for store in (self, *self._partitions.values()) if store.label == f"memory://{name}")
 
     def get_range(self, key: str, byte_range: ByteRange, *, if_match: str | None = None) -> bytes:
         """Bytes as a ranged GET would bring them, shorter at the object's end."""
@@ -157,6 +188,8 @@ class MemoryStore:
     # Inside
 
     def _counted(self, method: str) -> threading.RLock:
+        if self.missing:
+            raise ObjectNotFound(f"The bucket {self.label} does not exist", status=404)
         self.calls[method] += 1
         return self._lock
 
@@ -181,17 +214,20 @@ class MemoryStore:
 
 
 class MemoryTransport:
-    """A `PartTransport` to a `MemoryStore`, with the checks and errors of the real one. `clock` is by default the store's."""
+    """A `PartTransport` to a `MemoryStore` and its partitions, with the checks and errors of the real one.
+
+    `clock` is by default the store's.
+    """
 
     def __init__(self, store: MemoryStore, clock: Callable[[], float] | None = None) -> None:
         self._store = store
         self._clock = clock or store.clock
 
     def get(self, byte_range: ByteRange, url: SignedUrl, sink: Sink, *, if_match: str | None = None, stop: Stop | None = None) -> None:
-        key, permitted = self._permitted("GET", url)
+        store, key, permitted = self._permitted("GET", url)
         if permitted.get("Range", byte_range.http) != byte_range.http or url.headers.get("Range", byte_range.http) != byte_range.http:
             raise AccessDenied(f"The URL for {key} was signed for another range", status=403)
-        data = self._store.get_range(key, byte_range, if_match=if_match)
+        data = store.get_range(key, byte_range, if_match=if_match)
         for start in range(0, len(data), _BLOCK_BYTES):
             _check(stop)
             sink(data[start : start + _BLOCK_BYTES])
@@ -199,7 +235,7 @@ class MemoryTransport:
             raise TransientError(f"{byte_range.size - len(data)} bytes of {key} are missing at its end")
 
     def put(self, size: int, url: SignedUrl, blocks: Iterable[Buffer], *, stop: Stop | None = None) -> PutReply:
-        key, permitted = self._permitted("PUT", url)
+        store, key, permitted = self._permitted("PUT", url)
         data = bytearray()
         for block in blocks:
             _check(stop)
@@ -213,19 +249,19 @@ class MemoryTransport:
             raise AccessDenied(f"The URL for {key} was signed for another Content-MD5", status=403)
         if permitted.get("Content-MD5", md5_base64(md5)) != md5_base64(md5):
             raise PartMismatch(f"The store refused a part of {key}", expected="the signed digest", actual=md5)
-        return PutReply(self._store.put_part(key, permitted["uploadId"], int(permitted["partNumber"]), bytes(data)), encrypted=False)
+        return PutReply(store.put_part(key, permitted["uploadId"], int(permitted["partNumber"]), bytes(data)), encrypted=False)
 
     def close(self) -> None:
         """Nothing to close."""
 
-    def _permitted(self, method: str, url: SignedUrl) -> tuple[str, dict[str, str]]:
+    def _permitted(self, method: str, url: SignedUrl) -> tuple[MemoryStore, str, dict[str, str]]:
         parts = urlsplit(url.url)
         permitted = dict(parse_qsl(parts.query))
         if method != permitted["method"]:
             raise AccessDenied("The URL was signed for another method", status=403)
         if self._clock() >= float(permitted["Expires"]):
             raise UrlExpiredError("Request has expired")
-        return unquote(parts.path.removeprefix("/")), permitted
+        return self._store.named(parts.netloc), unquote(parts.path.removeprefix("/")), permitted
 
 
 def _check(stop: Stop | None) -> None:

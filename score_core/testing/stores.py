@@ -10,6 +10,7 @@ wrong twice in the same way is found out.
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 import time
 from collections.abc import Iterable, Mapping
@@ -21,7 +22,7 @@ import pytest
 import urllib3
 
 from score_core.checksum import is_md5_shaped, md5_hex
-from score_core.errors import Conflict, ObjectNotFound
+from score_core.errors import ConfigurationError, Conflict, ObjectNotFound
 from score_core.model import ByteRange, Part, SignedUrl
 from score_core.plan import plan_parts
 from score_core.stores.base import ListedPart, MultipartStore, ObjectStore, SupportsMultipart
@@ -67,7 +68,7 @@ class _StoreSuite:
         listed = []
         for part in plan_parts(len(data), minimum=self.min_part_bytes):
             if not wanted or part.number in wanted:
-                url = store.presign_part(key, upload_id, part, lifetime_s=60)
+                url = put_url(store, key, upload_id, part)
                 listed.append(ListedPart(part.number, part.size, self.send(url, data[part.offset : part.end])))
         return listed
 
@@ -117,6 +118,31 @@ class ObjectStoreContract(_StoreSuite):
         store.write("a", b"new")
         assert self.raw_read(store, "a") == b"new"
         assert store.head("a").size == 3
+
+    def test_write_over_the_known_version_is_done(self, store: MultipartStore) -> None:
+        assert store.write_if_unchanged("data/a", b"first", etag=None) is True
+        assert store.write_if_unchanged("data/a", b"second", etag=store.head("data/a").etag) is True
+        assert self.raw_read(store, "data/a") == b"second"
+
+    @pytest.mark.parametrize("there", [b"other", None])
+    def test_write_over_another_version_is_not_done(self, store: MultipartStore, there: bytes | None) -> None:
+        self.raw_write(store, "data/a", b"known")
+        known = store.head("data/a").etag
+        store.delete("data/a")
+        if there is not None:
+            self.raw_write(store, "data/a", there)
+            assert store.write_if_unchanged("data/a", b"ours", etag=None) is False
+            assert store.write_if_unchanged("data/a", b"ours", etag=known) is False
+            assert self.raw_read(store, "data/a") == there
+        else:
+            assert store.write_if_unchanged("data/a", b"ours", etag=known) is False
+            assert list(store.list_objects("")) == []
+
+    def test_of_many_first_writes_one_is_done(self, store: MultipartStore) -> None:
+        with ThreadPoolExecutor(4) as pool:
+            done = list(pool.map(lambda number: store.write_if_unchanged("data/a", b"%d" % number, etag=None), range(4)))
+        assert done.count(True) == 1
+        assert self.raw_read(store, "data/a") == b"%d" % done.index(True)
 
     def test_head_tells_the_facts(self, store: MultipartStore) -> None:
         before = time.time()
@@ -198,6 +224,18 @@ class ObjectStoreContract(_StoreSuite):
         first = self.put_parts(store, "data/a", upload_id, data, [1])
         assert list(store.list_parts("data/a", upload_id)) == [*first, *third]
 
+    def test_part_is_found_by_number_and_etag(self, store: MultipartStore) -> None:
+        upload_id = store.create_multipart("data/a")
+        first, third = self.put_parts(store, "data/a", upload_id, self.bytes_of_parts(3), [1, 3])
+        asked = ((1, first.etag), (3, third.etag), (2, third.etag), (4, third.etag), (3, first.etag), (3, ""))
+        assert [store.holds_part("data/a", upload_id, *pair) for pair in asked] == [True, True, False, False, False, False]
+
+    def test_part_sent_again_is_found(self, store: MultipartStore) -> None:
+        upload_id = store.create_multipart("data/a")
+        self.put_parts(store, "data/a", upload_id, b"old")
+        (new,) = self.put_parts(store, "data/a", upload_id, b"new")
+        assert store.holds_part("data/a", upload_id, 1, new.etag) is True
+
     def test_part_sent_again_replaces(self, store: MultipartStore) -> None:
         upload_id = store.create_multipart("data/a")
         (old,) = self.put_parts(store, "data/a", upload_id, b"old")
@@ -235,6 +273,8 @@ class ObjectStoreContract(_StoreSuite):
         store.abort_multipart("data/a", upload_id)
         with pytest.raises(ObjectNotFound):
             list(store.list_parts("data/a", upload_id))
+        with pytest.raises(ObjectNotFound):
+            store.holds_part("data/a", upload_id, 1, md5_hex(b"1"))
         with pytest.raises(ObjectNotFound):
             store.complete_multipart("data/a", upload_id, [ListedPart(1, 1, md5_hex(b"1"))])
 
@@ -289,7 +329,7 @@ class ObjectStoreContract(_StoreSuite):
     def test_same_part_sent_by_many_is_whole(self, store: MultipartStore) -> None:
         bodies = [bytes([number]) * 100_000 for number in range(6)]
         upload_id = store.create_multipart("data/a")
-        url = store.presign_part("data/a", upload_id, Part(1, 0, 100_000), lifetime_s=60)
+        url = put_url(store, "data/a", upload_id, Part(1, 0, 100_000))
         with ThreadPoolExecutor(6) as pool:
             etags = set(pool.map(lambda body: self.send(url, body), bodies))
         assert etags == {md5_hex(body) for body in bodies}
@@ -320,13 +360,13 @@ class ObjectStoreContract(_StoreSuite):
     def test_range_url_brings_the_range(self, store: MultipartStore, key: str) -> None:
         self.raw_write(store, key, b"0123456789")
         wanted = ByteRange(2, 3)
-        url = store.presign_get(key, wanted, lifetime_s=60)
+        url = get_url(store, key, wanted)
         assert (url.method, dict(url.headers)) == ("GET", {"Range": "bytes=2-4"})
         assert self.fetch(url, wanted) == b"234"
 
     def test_open_url_brings_any_range(self, store: MultipartStore) -> None:
         self.raw_write(store, "data/a", b"0123456789")
-        url = store.presign_get("data/a", None, lifetime_s=60)
+        url = get_url(store, "data/a")
         assert dict(url.headers) == {}
         assert self.fetch(url, ByteRange(0, 10)) == b"0123456789"
         assert self.fetch(url, ByteRange(9, 1)) == b"9"
@@ -337,13 +377,35 @@ class ObjectStoreContract(_StoreSuite):
         border = self.min_part_bytes
         for offset, end in ((0, len(data)), (border - 1, border + 1), (border, 2 * border), (len(data) - 1, len(data))):
             wanted = ByteRange(offset, end - offset)
-            assert self.fetch(store.presign_get("data/a", wanted, lifetime_s=60), wanted) == data[offset:end]
+            assert self.fetch(get_url(store, "data/a", wanted), wanted) == data[offset:end]
+
+    def test_urls_come_in_the_order_of_what_was_asked(self, store: MultipartStore) -> None:
+        self.raw_write(store, "data/a", b"0123456789")
+        ranges = [ByteRange(5, 2), None, ByteRange(0, 1)]
+        urls = store.presign_gets("data/a", ranges, lifetime_s=60)
+        assert [self.fetch(url, wanted or ByteRange(0, 10)) for url, wanted in zip(urls, ranges, strict=True)] == [
+            b"56",
+            b"0123456789",
+            b"0",
+        ]
+        upload_id = store.create_multipart("data/a")
+        parts = [Part(2, 3, 3, md5_hex(b"two")), Part(1, 0, 3, md5_hex(b"one"))]
+        for url, data in zip(
+            store.presign_parts("data/a", upload_id, parts, lifetime_s=60, content_md5=True), (b"two", b"one"), strict=True
+        ):
+            assert self.send(url, data) == md5_hex(data)
+        assert [part.etag for part in store.list_parts("data/a", upload_id)] == [md5_hex(b"one"), md5_hex(b"two")]
+
+    def test_unknown_digest_cannot_be_signed(self, store: MultipartStore) -> None:
+        upload_id = store.create_multipart("data/a")
+        with pytest.raises(ConfigurationError):
+            store.presign_parts("data/a", upload_id, [Part(1, 0, 3)], lifetime_s=60, content_md5=True)
 
     def test_urls_say_when_they_expire(self, store: MultipartStore) -> None:
         now = time.time()
         upload_id = store.create_multipart("data/a")
-        part_url = store.presign_part("data/a", upload_id, Part(1, 0, 1), lifetime_s=90)
-        for url in (store.presign_get("data/a", None, lifetime_s=90), part_url):
+        put = put_url(store, "data/a", upload_id, Part(1, 0, 1), lifetime_s=90)
+        for url in (get_url(store, "data/a", lifetime_s=90), put):
             assert abs(url.expires_at - now - 90) < 5
             names = [name.lower() for name, _ in parse_qsl(urlsplit(url.url).query)]
             assert len(names) == len(set(names))  # protocol section 8, last item
@@ -351,7 +413,7 @@ class ObjectStoreContract(_StoreSuite):
 
     def test_content_md5_is_signed(self, store: MultipartStore) -> None:
         upload_id = store.create_multipart("data/a")
-        url = store.presign_part("data/a", upload_id, Part(1, 0, 5), lifetime_s=60, content_md5=md5_hex(b"hello"))
+        url = put_url(store, "data/a", upload_id, Part(1, 0, 5), content_md5=md5_hex(b"hello"))
         assert dict(url.headers) == {"Content-MD5": "XUFAKrxLKna5cZ2REBfFkg=="}
         assert self.send(url, b"hello") == md5_hex(b"hello")
 
@@ -367,7 +429,7 @@ class SignedUrlContract(_StoreSuite):
         self._needs_signatures()
         self.raw_write(store, "data/a", b"0123456789")
         self.raw_write(store, "data/b", b"abcdefghij")
-        return store.presign_get("data/a", ByteRange(2, 3), lifetime_s=60)
+        return get_url(store, "data/a", ByteRange(2, 3))
 
     def _needs_signatures(self) -> None:
         if not self.verifies_signatures:
@@ -407,7 +469,7 @@ class SignedUrlContract(_StoreSuite):
     def test_expired_url_is_refused(self, store: MultipartStore) -> None:
         self._needs_signatures()
         self.raw_write(store, "data/a", b"0123456789")
-        url = store.presign_get("data/a", None, lifetime_s=1)
+        url = get_url(store, "data/a", lifetime_s=1)
         deadline = time.monotonic() + 20
         while (response := request(url)).status == 200 and time.monotonic() < deadline:
             time.sleep(0.1)  # the only way to let a real server's clock go on
@@ -422,7 +484,7 @@ class SignedUrlContract(_StoreSuite):
     def test_other_part_is_refused(self, store: MultipartStore) -> None:
         self._needs_signatures()
         upload_id = store.create_multipart("data/a")
-        url = store.presign_part("data/a", upload_id, Part(1, 0, 5), lifetime_s=60)
+        url = put_url(store, "data/a", upload_id, Part(1, 0, 5))
         refused(request(url, url=url.url.replace("partNumber=1", "partNumber=2"), data=b"hello"))
         assert list(store.list_parts("data/a", upload_id)) == []
 
@@ -430,46 +492,58 @@ class SignedUrlContract(_StoreSuite):
         if not self.checks_content_md5:
             pytest.skip("this server does not check Content-MD5")
         upload_id = store.create_multipart("data/a")
-        url = store.presign_part("data/a", upload_id, Part(1, 0, 5), lifetime_s=60, content_md5=md5_hex(b"hello"))
+        url = put_url(store, "data/a", upload_id, Part(1, 0, 5), content_md5=md5_hex(b"hello"))
         assert request(url, data=b"HELLO").status == 400
         assert list(store.list_parts("data/a", upload_id)) == []
 
     def test_changed_content_md5_is_refused(self, store: MultipartStore) -> None:
         self._needs_signatures()
         upload_id = store.create_multipart("data/a")
-        url = store.presign_part("data/a", upload_id, Part(1, 0, 5), lifetime_s=60, content_md5=md5_hex(b"hello"))
-        other = store.presign_part("data/a", upload_id, Part(1, 0, 5), lifetime_s=60, content_md5=md5_hex(b"HELLO"))
+        url = put_url(store, "data/a", upload_id, Part(1, 0, 5), content_md5=md5_hex(b"hello"))
+        other = put_url(store, "data/a", upload_id, Part(1, 0, 5), content_md5=md5_hex(b"HELLO"))
         refused(request(url, data=b"HELLO", headers=other.headers))
         refused(request(url, data=b"HELLO", headers={}))
         assert list(store.list_parts("data/a", upload_id)) == []
 
     def test_part_of_aborted_upload_is_not_found(self, store: MultipartStore) -> None:
         upload_id = store.create_multipart("data/a")
-        url = store.presign_part("data/a", upload_id, Part(1, 0, 5), lifetime_s=60)
+        url = put_url(store, "data/a", upload_id, Part(1, 0, 5))
         store.abort_multipart("data/a", upload_id)
         assert request(url, data=b"hello").status == 404
 
     def test_missing_object_is_not_found(self, store: MultipartStore) -> None:
         self.raw_write(store, "data/b", b"1")
-        assert request(store.presign_get("data/a", None, lifetime_s=60)).status == 404
+        assert request(get_url(store, "data/a")).status == 404
 
     def test_replaced_object_fails_if_match(self, store: MultipartStore) -> None:
         self.raw_write(store, "data/a", b"0123456789")
         etag = store.head("data/a").etag
-        url = store.presign_get("data/a", None, lifetime_s=60)
+        url = get_url(store, "data/a")
         assert request(url, headers={"If-Match": f'"{etag}"'}).status == 200
         self.raw_write(store, "data/a", b"9876543210")
         assert request(url, headers={"If-Match": f'"{etag}"'}).status == 412
 
     def test_range_behind_the_end_is_416(self, store: MultipartStore) -> None:
         self.raw_write(store, "data/a", b"0123456789")
-        assert request(store.presign_get("data/a", ByteRange(10, 5), lifetime_s=60)).status == 416
+        assert request(get_url(store, "data/a", ByteRange(10, 5))).status == 416
 
     def test_score_token_header_is_tolerated(self, store: MultipartStore) -> None:
         """Java clients send it to stores, also empty (protocol section 21, item 29)."""
         self.raw_write(store, "data/a", b"0123456789")
-        url = store.presign_get("data/a", None, lifetime_s=60)
+        url = get_url(store, "data/a")
         assert request(url, headers={"X-SCORE-TOKEN": ""}).data == b"0123456789"
+
+
+def get_url(store: ObjectStore, key: str, byte_range: ByteRange | None = None, *, lifetime_s: float = 60) -> SignedUrl:
+    return store.presign_gets(key, [byte_range], lifetime_s=lifetime_s)[0]
+
+
+def put_url(
+    store: SupportsMultipart, key: str, upload_id: str, part: Part, *, lifetime_s: float = 60, content_md5: str | None = None
+) -> SignedUrl:
+    """With `content_md5` (hex) the URL is for bytes of that MD5."""
+    parts = [dataclasses.replace(part, md5=content_md5)]
+    return store.presign_parts(key, upload_id, parts, lifetime_s=lifetime_s, content_md5=content_md5 is not None)[0]
 
 
 def request(

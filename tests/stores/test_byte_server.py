@@ -19,7 +19,7 @@ from score_core.model import ByteRange, Part
 from score_core.server import bytes as byte_server
 from score_core.server.bytes import ByteServer
 from score_core.stores.local import LocalStore
-from score_core.testing.stores import request
+from score_core.testing.stores import get_url, put_url, request
 
 
 @pytest.fixture
@@ -56,7 +56,7 @@ def path_of(signed):
 def publish(store, key, *bodies):
     upload_id = store.create_multipart(key)
     for number, body in enumerate(bodies, 1):
-        assert request(store.presign_part(key, upload_id, Part(number, 0, len(body)), lifetime_s=60), data=body).status == 200
+        assert request(put_url(store, key, upload_id, Part(number, 0, len(body))), data=body).status == 200
     store.complete_multipart(key, upload_id, list(store.list_parts(key, upload_id)))
 
 
@@ -64,7 +64,7 @@ def publish(store, key, *bodies):
 def part_url(store):
     """An upload in progress and the URL of its part 1 of 5 bytes."""
     upload_id = store.create_multipart("data/a")
-    return upload_id, store.presign_part("data/a", upload_id, Part(1, 0, 5), lifetime_s=60)
+    return upload_id, put_url(store, "data/a", upload_id, Part(1, 0, 5))
 
 
 # Answers
@@ -77,7 +77,7 @@ def test_health_is_up(store):
 
 def test_range_answer_is_exact(store):
     publish(store, "data/a", b"01234", b"56789")
-    response = request(store.presign_get("data/a", ByteRange(3, 4), lifetime_s=60))
+    response = request(get_url(store, "data/a", ByteRange(3, 4)))
     assert (response.status, response.data) == (206, b"3456")
     headers = response.headers
     assert (headers["Content-Range"], headers["Content-Length"], headers["Accept-Ranges"]) == ("bytes 3-6/10", "4", "bytes")
@@ -106,7 +106,7 @@ def test_range_answer_is_exact(store):
 )
 def test_range_header_forms(store, header, status, body):
     store.write("a", b"0123456789")
-    response = request(store.presign_get("a", None, lifetime_s=60), headers={"Range": header})
+    response = request(get_url(store, "a"), headers={"Range": header})
     assert response.status == status
     if status == 416:
         assert response.headers["Content-Range"] == "bytes */10"
@@ -116,7 +116,7 @@ def test_range_header_forms(store, header, status, body):
 
 def test_head_has_the_headers_only(store, raw):
     store.write("a", b"0123456789")
-    signed = store.presign_get("a", None, lifetime_s=60)
+    signed = get_url(store, "a")
     answer = raw(f"HEAD {path_of(signed)} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
     assert answer.startswith(b"HTTP/1.1 200 ")
     assert b"Content-Length: 10\r\n" in answer
@@ -125,7 +125,7 @@ def test_head_has_the_headers_only(store, raw):
 
 def test_empty_object_is_served(store):
     store.write("a", b"")
-    response = request(store.presign_get("a", None, lifetime_s=60))
+    response = request(get_url(store, "a"))
     assert (response.status, response.data) == (200, b"")
 
 
@@ -133,7 +133,7 @@ def test_empty_object_is_served(store):
 def test_if_match_forms(store, tags, status):
     store.write("a", b"1")
     headers = {"If-Match": tags.format(store.head("a").etag)}
-    assert request(store.presign_get("a", None, lifetime_s=60), headers=headers).status == status
+    assert request(get_url(store, "a"), headers=headers).status == status
 
 
 def test_one_connection_serves_many_requests(store):
@@ -141,9 +141,9 @@ def test_one_connection_serves_many_requests(store):
     upload_id = store.create_multipart("b")
     with urllib3.PoolManager(maxsize=1, retries=False) as pool:
         for number in range(1, 4):
-            signed = store.presign_part("b", upload_id, Part(number, 0, 5), lifetime_s=60)
+            signed = put_url(store, "b", upload_id, Part(number, 0, 5))
             assert pool.urlopen("PUT", signed.url, body=b"hello").status == 200
-            signed = store.presign_get("a", ByteRange(number, 2), lifetime_s=60)
+            signed = get_url(store, "a", ByteRange(number, 2))
             assert len(pool.urlopen("GET", signed.url, headers=dict(signed.headers)).data) == 2
             assert pool.urlopen("GET", signed.url + "0").status == 403
         (opened,) = (connections.num_connections for connections in [pool.connection_from_url(store.base_url)])
@@ -158,7 +158,7 @@ def test_any_range_over_http_equals_the_bytes(store, sizes, cut):
     data = b"".join(bodies)
     offset, end = sorted(value % (len(data) + 1) for value in cut)
     if offset < end:
-        assert request(store.presign_get("data/a", ByteRange(offset, end - offset), lifetime_s=60)).data == data[offset:end]
+        assert request(get_url(store, "data/a", ByteRange(offset, end - offset))).data == data[offset:end]
 
 
 # Parts
@@ -176,7 +176,7 @@ def test_etag_of_a_part_is_quoted_md5(part_url):
 
 def test_empty_part_is_stored(store):
     upload_id = store.create_multipart("a")
-    assert request(store.presign_part("a", upload_id, Part(1, 0, 0), lifetime_s=60), data=b"").status == 200
+    assert request(put_url(store, "a", upload_id, Part(1, 0, 0)), data=b"").status == 200
 
 
 def test_unsigned_content_md5_is_checked_too(store, part_url):
@@ -230,7 +230,7 @@ def test_torn_put_leaves_nothing(store, part_url, raw, tmp_path):
 
 def test_reset_put_leaves_nothing(store, tmp_path):
     upload_id = store.create_multipart("data/a")
-    signed = store.presign_part("data/a", upload_id, Part(1, 0, 10_000_000), lifetime_s=60)
+    signed = put_url(store, "data/a", upload_id, Part(1, 0, 10_000_000))
     address = urlsplit(store.base_url)
     with socket.create_connection((address.hostname, address.port)) as sock:
         sock.sendall(f"PUT {path_of(signed)} HTTP/1.1\r\nHost: x\r\nContent-Length: 10000000\r\n\r\n".encode() + b"x" * 3_000_000)
@@ -285,7 +285,7 @@ def test_broken_disk_is_500_without_details(store, part_url, monkeypatch):
 
 def test_get_with_a_body_is_refused(store, raw):
     store.write("a", b"1")
-    signed = store.presign_get("a", None, lifetime_s=60)
+    signed = get_url(store, "a")
     answer = raw(f"GET {path_of(signed)} HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\nabc".encode())
     assert answer.startswith(b"HTTP/1.1 400 ")
     assert b"Connection: close" in answer
@@ -341,7 +341,7 @@ def test_object_shorter_than_its_manifest_is_a_short_body(store, tmp_path):
     (second,) = (tmp_path / "store/.objects").glob("*/part-000002.*")
     second.write_bytes(b"1")
     with pytest.raises((urllib3.exceptions.ProtocolError, http.client.IncompleteRead)):
-        request(store.presign_get("data/a", None, lifetime_s=60))
+        request(get_url(store, "data/a"))
 
 
 # The server itself
@@ -383,4 +383,4 @@ def test_idle_connections_are_cut(store, monkeypatch, raw):
 def test_stores_of_one_folder_serve_each_others_urls(store, tmp_path):
     store.write("a", b"1")
     other = LocalStore(tmp_path / "store", base_url=store.base_url)
-    assert request(other.presign_get("a", None, lifetime_s=60)).data == b"1"
+    assert request(get_url(other, "a")).data == b"1"

@@ -4,8 +4,9 @@ import sys
 import pytest
 
 from score_core.errors import ConfigurationError
-from score_core.stores import open_store
+from score_core.stores import S3Options, open_store
 from score_core.stores.base import MultipartStore
+from score_core.testing.stores import get_url
 
 
 @pytest.mark.parametrize(
@@ -30,10 +31,24 @@ def test_endpoint_and_region_arrive(monkeypatch):
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
     store = open_store("s3://bucket/p?endpoint=http://127.0.0.1:9000&region=eu-west-1")
-    url = store.presign_get("a", None, lifetime_s=60).url
+    url = get_url(store, "a").url
     assert url.startswith("http://127.0.0.1:9000/bucket/p/a?")
     assert "eu-west-1" in url
     store.close()
+
+
+@pytest.mark.parametrize("options", [S3Options(), S3Options(public_endpoint="http://other")])
+def test_public_endpoint_of_the_address_counts(monkeypatch, options):
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    store = open_store("s3://bucket/p?endpoint=http://minio:9000&public_endpoint=https://data.example.org", options=options)
+    assert get_url(store, "a").url.startswith("https://data.example.org/bucket/p/a?")
+    store.close()
+
+
+def test_folder_that_shall_encrypt_is_refused(tmp_path):
+    with pytest.raises(ConfigurationError, match="encryption"):
+        open_store(f"file://{tmp_path}", options=S3Options(kms_key_id="key"))
 
 
 @pytest.mark.parametrize("form", ["file://{}", "file://localhost{}"])
@@ -67,6 +82,7 @@ def test_folders_open_and_nothing_is_made(tmp_path, form):
         "s3://bucket?endpoint=http://host:99999",
         "s3://bucket?endpoint=http://host/path",
         "s3://bucket?endpoint=http://host&endpoint=http://other",
+        "s3://bucket?public_endpoint=host",
         "s3://bucket?region=",
         "s3://bucket?region=a/b",
         "s3://bucket?endpont=http://host",
@@ -96,7 +112,7 @@ def test_credentials_in_addresses_are_refused_unseen(url):
 def test_folder_store_loads_no_boto3(tmp_path):
     code = f"""
 import sys
-from score_core.stores import open_store
+from score_core.stores import S3Options, open_store
 open_store("file://{tmp_path}/x").write("a", b"1")
 assert not {{"boto3", "botocore", "urllib3", "http.server"}} & sys.modules.keys()
 """

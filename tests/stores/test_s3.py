@@ -8,6 +8,7 @@ from urllib.parse import parse_qsl, urlsplit
 
 import boto3
 import pytest
+from botocore.credentials import ReadOnlyCredentials
 from moto.core.models import DEFAULT_ACCOUNT_ID
 from moto.s3.models import s3_backends
 
@@ -23,10 +24,11 @@ from score_core.errors import (
     Unavailable,
 )
 from score_core.model import ByteRange, Part
+from score_core.stores import S3Options
 from score_core.stores.base import ListedPart
 from score_core.stores.s3 import S3Store
 from score_core.testing.servers import S3Endpoint, free_ports
-from score_core.testing.stores import ObjectStoreContract, SignedUrlContract
+from score_core.testing.stores import ObjectStoreContract, SignedUrlContract, get_url, put_url, request
 
 MIB = 1024 * 1024
 SECRET = "hunter2-secret-key"
@@ -76,6 +78,7 @@ class TestMoto(S3Suite):
     differs: ClassVar[dict[str, str]] = {
         "test_part_of_aborted_upload_is_not_found": "moto 5.2 answers 500",
         "test_same_part_sent_by_many_is_whole": "moto 5.2 answers 500 when several threads send one part",
+        "test_part_is_found_by_number_and_etag": "moto 5.2 takes the part number marker for a count of parts",
         "test_uploads_are_listed_until_finished": "moto 5.2 says that every upload began in 2010",
     }
     verifies_signatures = False
@@ -101,12 +104,38 @@ class TestMoto(S3Suite):
 
     def test_small_part_is_a_clear_error(self, store):
         upload_id = store.create_multipart("data/a")
-        parts = [
-            ListedPart(number, 5, self.send(store.presign_part("data/a", upload_id, Part(number, 0, 5), lifetime_s=60), b"small"))
-            for number in (1, 2)
-        ]
+        parts = [ListedPart(number, 5, self.send(put_url(store, "data/a", upload_id, Part(number, 0, 5)), b"small")) for number in (1, 2)]
         with pytest.raises(ServiceError, match="smaller than the store's minimum"):
             store.complete_multipart("data/a", upload_id, parts)
+
+    def test_partition_is_the_numbered_bucket(self, store, endpoint):
+        partition = store.partition(17)
+        assert partition.label == store.label.replace(store._bucket, f"{store._bucket}.17")
+        with pytest.raises(ObjectNotFound, match=r"\.17 does not exist"):
+            partition.check()
+        self.client.create_bucket(Bucket=partition._bucket)
+        self.publish(partition, "data/a", b"there")
+        assert [list(where.list_objects("data/")) == [] for where in (store, partition)] == [True, False]
+        assert self.fetch(get_url(partition, "data/a"), None) == b"there"
+
+    def test_parts_are_encrypted_by_the_named_key(self, endpoint):
+        with contextlib.closing(endpoint.session().client("kms", endpoint_url=endpoint.url)) as kms:
+            key_id = kms.create_key()["KeyMetadata"]["KeyId"]
+        bucket = endpoint.fresh_bucket()
+        options = S3Options(kms_key_id=key_id)
+        with contextlib.closing(S3Store(bucket, endpoint=endpoint.url, session=endpoint.session(), options=options)) as store:
+            self.publish(store, "data/a", b"bytes")
+        with contextlib.closing(endpoint.client()) as client:
+            head = client.head_object(Bucket=bucket, Key="data/a")
+        assert (head["ServerSideEncryption"], head["SSEKMSKeyId"]) == ("aws:kms", key_id)
+
+    def test_head_reads_the_property_that_is_set(self, endpoint):
+        bucket = endpoint.fresh_bucket()
+        with contextlib.closing(endpoint.client()) as client:
+            client.put_object(Bucket=bucket, Key="a", Body=b"y", Metadata={"My-MD5": md5_base64(MD5), "md5chksum": "other"})
+        options = S3Options(md5_property="My-MD5")
+        with contextlib.closing(S3Store(bucket, endpoint=endpoint.url, session=endpoint.session(), options=options)) as store:
+            assert store.head("a").md5 == MD5
 
     @pytest.mark.parametrize("metadata", [md5_base64(MD5), MD5.upper()])
     def test_head_knows_the_recorded_md5(self, store, metadata):
@@ -149,13 +178,13 @@ def query_of(signed):
 
 
 def test_range_is_signed(store):
-    signed = store.presign_get("a", ByteRange(0, 10), lifetime_s=900)
+    signed = get_url(store, "a", ByteRange(0, 10), lifetime_s=900)
     assert query_of(signed)["X-Amz-SignedHeaders"] == "host;range"
     assert query_of(signed)["X-Amz-Expires"] == "900"
 
 
 def test_content_md5_is_in_the_signed_headers(store):
-    signed = store.presign_part("a", "u~1", Part(3, 0, 1), lifetime_s=900, content_md5=MD5)
+    signed = put_url(store, "a", "u~1", Part(3, 0, 1), lifetime_s=900, content_md5=MD5)
     query = query_of(signed)
     assert query["X-Amz-SignedHeaders"] == "content-md5;host"
     assert (query["uploadId"], query["partNumber"]) == ("u~1", "3")
@@ -163,12 +192,12 @@ def test_content_md5_is_in_the_signed_headers(store):
 
 
 def test_urls_equal_boto3s(store):
-    """The signer is botocore's; this checks what we feed it, key by key, against `generate_presigned_url`."""
+    """What our signer is fed, key by key, against `generate_presigned_url`; its signatures are checked in test_sigv4.py."""
     for key in ("a", "data/with space+plus%&=~'()*!é", 'upload/part-00000001|{"a":"b"}'):
-        ours = store.presign_get(key, ByteRange(0, 10), lifetime_s=900).url
+        ours = get_url(store, key, ByteRange(0, 10), lifetime_s=900).url
         theirs = store._client.generate_presigned_url("get_object", {"Bucket": "bucket", "Key": "p/" + key, "Range": "bytes=0-9"}, 900)
         assert _without_time(ours) == _without_time(theirs)
-        ours = store.presign_part(key, "u+/=", Part(3, 0, 1), lifetime_s=900).url
+        ours = put_url(store, key, "u+/=", Part(3, 0, 1), lifetime_s=900).url
         theirs = store._client.generate_presigned_url(
             "upload_part", {"Bucket": "bucket", "Key": "p/" + key, "UploadId": "u+/=", "PartNumber": 3}, 900
         )
@@ -180,28 +209,75 @@ def _without_time(url):
     return parts[:3], {name: value for name, value in parse_qsl(parts.query) if name not in ("X-Amz-Date", "X-Amz-Signature")}
 
 
+def test_urls_are_signed_for_the_public_endpoint(session):
+    options = S3Options(public_endpoint="https://data.example.org:8443/")
+    with contextlib.closing(S3Store("bucket", prefix="p", endpoint="http://minio:9000", session=session, options=options)) as store:
+        url = get_url(store, "a", ByteRange(0, 1)).url
+    assert urlsplit(url)[:3] == ("https", "data.example.org:8443", "/bucket/p/a")
+
+
+@pytest.mark.s3
+def test_public_endpoint_is_where_the_signature_holds(seaweedfs_server):
+    """The same server under another name: requests go to one, URLs to the other."""
+    public = seaweedfs_server.url.replace("127.0.0.1", "localhost")
+    options = S3Options(public_endpoint=public)
+    store = S3Store(
+        seaweedfs_server.fresh_bucket(), endpoint=seaweedfs_server.url, session=seaweedfs_server.session(), options=options, retries=0
+    )
+    with contextlib.closing(store):
+        store.write("a", b"bytes")
+        assert request(get_url(store, "a")).data == b"bytes"
+        assert request(get_url(store, "a"), url=get_url(store, "a").url.replace("localhost", "127.0.0.1")).status == 403
+
+
+def test_renewed_credentials_sign_the_next_batch(store, session, monkeypatch):
+    """Credentials are asked for once per batch, so that no URL mixes two."""
+    renewals = []
+
+    class Renewing:
+        def get_frozen_credentials(self):
+            renewals.append(1)
+            return ReadOnlyCredentials(f"AKIA{len(renewals)}", SECRET, f"token{len(renewals)}")
+
+    monkeypatch.setattr(session, "get_credentials", Renewing)
+    for number in (1, 2):
+        queries = [query_of(url) for url in store.presign_gets("a", [None, ByteRange(0, 1), ByteRange(1, 1)], lifetime_s=60)]
+        assert {query["X-Amz-Security-Token"] for query in queries} == {f"token{number}"}
+
+
+@pytest.mark.parametrize(("status", "code"), [(412, "PreconditionFailed"), (409, "ConditionalRequestConflict"), (404, "NoSuchKey")])
+def test_refused_condition_is_another_version(status, code):
+    with canned(status, code) as (store, _):
+        assert store.write_if_unchanged("a", b"", etag="e") is False
+
+
+def test_missing_bucket_is_not_another_version():
+    with canned(404, "NoSuchBucket") as (store, _), pytest.raises(ObjectNotFound, match="does not exist"):
+        store.write_if_unchanged("a", b"", etag=None)
+
+
 def test_aws_urls_use_the_regions_host(session):
     store = S3Store("bucket", session=session)
-    assert urlsplit(store.presign_get("a", None, lifetime_s=60).url)[:3] == ("https", "bucket.s3.eu-west-1.amazonaws.com", "/a")
+    assert urlsplit(get_url(store, "a").url)[:3] == ("https", "bucket.s3.eu-west-1.amazonaws.com", "/a")
     store.close()
 
 
 def test_session_token_is_in_the_url():
     session = boto3.Session("AKIA", SECRET, "the-token", "us-east-1")
     store = S3Store("bucket", endpoint="http://127.0.0.1:1", session=session)
-    assert query_of(store.presign_get("a", None, lifetime_s=60))["X-Amz-Security-Token"] == "the-token"
+    assert query_of(get_url(store, "a"))["X-Amz-Security-Token"] == "the-token"
     store.close()
 
 
 @pytest.mark.parametrize("lifetime_s", [0, -1, 604_801])
 def test_lifetime_is_limited_to_seven_days(store, lifetime_s):
     with pytest.raises(ConfigurationError, match="7 days"):
-        store.presign_get("a", None, lifetime_s=lifetime_s)
+        get_url(store, "a", lifetime_s=lifetime_s)
 
 
 def test_many_threads_sign(store):
     with ThreadPoolExecutor(8) as pool:
-        urls = list(pool.map(lambda number: store.presign_get(f"{number}", None, lifetime_s=60), range(200)))
+        urls = list(pool.map(lambda number: get_url(store, f"{number}"), range(200)))
     assert [urlsplit(signed.url).path for signed in urls] == [f"/bucket/p/{number}" for number in range(200)]
 
 
@@ -283,6 +359,7 @@ def canned(status, code="", *, message="no", headers=None, retries=0):
         (400, "InvalidPartOrder", Conflict, "list its parts"),
         (400, "EntityTooSmall", ServiceError, "5 MiB"),
         (400, "Odd", ServiceError, "refuses it"),
+        (400, "KMS.DisabledException", ServiceError, "encryption key"),
         (500, "InternalError", Unavailable, "try again later"),
         (502, "", Unavailable, "try again later"),
         (503, "SlowDown", Unavailable, "try again later"),
@@ -344,7 +421,7 @@ def test_no_credentials_says_what_to_set(monkeypatch, tmp_path):
         monkeypatch.setenv(name, str(tmp_path / "none"))
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     store = S3Store("bucket", endpoint="http://127.0.0.1:1", retries=0)
-    for call in (store.check, lambda: store.presign_get("a", None, lifetime_s=60)):
+    for call in (store.check, lambda: get_url(store, "a")):
         with pytest.raises(AuthenticationError, match="s3://bucket: set AWS_ACCESS_KEY_ID .* or AWS_PROFILE"):
             call()
     store.close()
