@@ -114,6 +114,9 @@ def _batch(given: argparse.Namespace) -> list[dict[str, Any]]:
         given.manifest,
         given.direction,
         given.output_dir and str(Path(given.output_dir).absolute()),
+        study_id=given.study_id,
+        analysis_id=given.analysis_id,
+        index=given.index == "true",
         output_layout=given.output_layout,
         validation=given.validate,
         force=given.force,
@@ -195,7 +198,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("--store", help="s3://bucket[/prefix][?endpoint=URL] or file:///folder; by default what the settings say")
+    places = "s3://bucket[/prefix][?endpoint=URL], file:///folder, or a Score server's https://...; by default what the settings say"
+    common.add_argument("--store", "--url", help=places)
     common.add_argument("--force", action="store_true", help="replace what is there already")
     common.add_argument("--json", action="store_true", help="print the reports as one JSON document")
     validate = argparse.ArgumentParser(add_help=False)
@@ -208,8 +212,13 @@ def _parser() -> argparse.ArgumentParser:
     download.add_argument("--object-id", required=True)
     download.add_argument("--output-dir", required=True)
     download.add_argument("--output-layout", default="filename", choices=["filename", "bundle", "id"])
-    batch = commands.add_parser("batch", parents=[common, validate], help="transfer every file of a manifest")
-    batch.add_argument("--manifest", required=True)
+    batch = commands.add_parser("batch", parents=[common, validate], help="transfer every file of a manifest, or download an analysis")
+    batch.add_argument("--manifest", help="upload manifest (3 columns) or download manifest (11 columns)")
+    batch.add_argument("--study-id", help="instead of a manifest: download all files of an analysis of this study")
+    batch.add_argument("--analysis-id", help="which analysis")
+    batch.add_argument(
+        "--index", default="true", choices=["true", "false"], help="for downloads: index files, too, where metadata know them"
+    )
     batch.add_argument("--direction", required=True, choices=["upload", "download"])
     batch.add_argument("--output-dir", help="for downloads: where the files go")
     batch.add_argument("--output-layout", default="filename", choices=["filename", "bundle", "id"])

@@ -11,6 +11,7 @@ from typing import Any, Final, Literal
 
 from prefect import flow, unmapped
 from prefect.artifacts import create_table_artifact
+from prefect.runtime import flow_run
 
 from flows.download import download
 from flows.driving import threads
@@ -18,7 +19,7 @@ from flows.upload import upload
 from score_core.errors import BatchError, ConfigurationError, Interrupted, ScoreError
 from score_core.manifest import read_downloads, read_uploads
 from score_core.model import TransferReport, Validation
-from score_core.operations import DownloadItem, DownloadOptions, OutputLayout, UploadItem, failed
+from score_core.operations import DownloadItem, DownloadOptions, OutputLayout, UploadItem, failed, of_analysis, registered, with_metadata
 from tasks import sessions
 from tasks.whole_files import download_file, upload_file
 
@@ -26,26 +27,37 @@ LARGE_BYTES: Final = 256 << 20  # a subflow costs about a second; from here on a
 _FILES_AT_ONCE: Final = 4
 
 
-@flow(name="batch", flow_run_name="batch {direction} {manifest}", task_runner=threads(_FILES_AT_ONCE))
+def _run_name() -> str:
+    given = flow_run.parameters
+    return f"batch {given['direction']} {given.get('manifest') or given.get('analysis_id')}"
+
+
+@flow(name="batch", flow_run_name=_run_name, task_runner=threads(_FILES_AT_ONCE))
 def batch(
-    manifest: str,
+    manifest: str | None,
     direction: Literal["upload", "download"],
     output_dir: str | None = None,
     *,
+    study_id: str | None = None,
+    analysis_id: str | None = None,
+    index: bool = True,
     output_layout: OutputLayout = "filename",
     validation: Validation = "auto",
     force: bool = False,
     store: str | None = None,
     large_bytes: int = LARGE_BYTES,
 ) -> list[dict[str, Any]]:
-    """Transfers every file of a manifest: small ones as task runs side by side, large ones as subflows with a task run per part.
+    """Transfers every file of a manifest, or downloads an analysis: small files as task runs side by side, large ones as subflows.
 
     Files that are there already and right are not moved again, so running the same batch once more does only what failed.
 
     Args:
-        manifest: upload manifest (3 columns) or download manifest (11 columns); absolute for deployments.
+        manifest: upload manifest (3 columns) or download manifest (11 columns); absolute for deployments. None for an analysis.
         direction: `upload` or `download`.
         output_dir: for downloads: where the files go.
+        study_id: instead of a manifest: download all files of an analysis of this study,
+        analysis_id: which is this one.
+        index: for downloads: the index files of BAM, CRAM and VCF files, too, where metadata know of them.
         output_layout: as for `download`.
         validation: as for `download`.
         force: replaces what is there already.
@@ -60,12 +72,15 @@ def batch(
     """
     with _stopping_files_too():
         if direction == "upload":
+            if manifest is None:
+                raise ConfigurationError("An upload batch needs a manifest")
             reports = _upload_all(read_uploads(manifest), force=force, store=store, large_bytes=large_bytes)
         elif output_dir is None:
             raise ConfigurationError("A download batch needs output_dir: the folder that the files go to")
         else:
             options = DownloadOptions(Path(output_dir).absolute(), layout=output_layout, validation=validation, force=force)
-            reports = _download_all(read_downloads(manifest), options, store, large_bytes)
+            items = _wanted(manifest, study_id, analysis_id, store, index=index)
+            reports = _download_all(items, options, store, large_bytes)
     _show(reports)
     return _all_done(reports)
 
@@ -82,9 +97,26 @@ def _stopping_files_too() -> Iterator[None]:
         raise
 
 
+def _wanted(manifest: str | None, study_id: str | None, analysis_id: str | None, store: str | None, *, index: bool) -> list[DownloadItem]:
+    """The objects to download, named by the metadata where there are any."""
+    if (manifest is None) == (study_id is None or analysis_id is None):
+        raise ConfigurationError("A download batch needs either a manifest, or study_id and analysis_id")
+    metadata = sessions.metadata(store)
+    if manifest is not None:
+        items = read_downloads(manifest)
+    elif metadata is None:
+        raise ConfigurationError("Nobody knows the files of an analysis: set METADATA_URL to the address of Song")
+    else:
+        items = of_analysis(metadata, str(study_id), str(analysis_id))
+    return items if metadata is None else with_metadata(items, metadata, index=index)
+
+
 def _upload_all(items: list[UploadItem], *, force: bool, store: str | None, large_bytes: int) -> list[TransferReport]:
+    metadata = sessions.metadata(store)
+    records = {} if metadata is None else registered(metadata, [item.object_id for item in items])
     small = [item for item in items if _size(item.path) < large_bytes]
-    futures = upload_file.map(store=unmapped(store), item=small, force=unmapped(force))
+    known = [records.get(item.object_id) for item in small]
+    futures = upload_file.map(store=unmapped(store), item=small, record=known, force=unmapped(force))
     runs = dict(zip(small, futures, strict=True))
     return [
         _outcome(item.object_id, str(item.path), runs[item].result)

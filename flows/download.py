@@ -46,9 +46,10 @@ def download(  # a flow's parameters are the fields of its form in the UI
         output_layout: `filename`, `bundle` or `id`.
         validation: `auto`, `parts`, `whole`, `both` or `off`.
         force: replaces a file of that name, once the new one is verified.
-        store: `s3://...` or `file:///...`; by default what the settings of the machine say. Credentials come from its environment.
-        file_name: what metadata call the file, for the layouts `filename` and `bundle`; by default what its uploader called it.
-        analysis_id: the analysis that it belongs to, for the layout `bundle`.
+        store: `s3://...`, `file:///...` or a Score server's `https://...`; by default what the settings of the machine say. Credentials and
+            tokens come from its environment.
+        file_name: its name, for the layouts `filename` and `bundle`; by default what metadata call it, else its uploader.
+        analysis_id: the analysis that it belongs to, for the layout `bundle`; by default what metadata say.
         expected_md5: refuses an object of another MD5 before any data moves.
         expected_size: the same for its size in bytes.
         max_task_runs: an object of more parts than this gets a task run per group of consecutive parts.

@@ -34,9 +34,10 @@ def upload(  # a flow's parameters are the fields of its form in the UI
     Args:
         path: the local file; absolute for deployments, whose working directory is the worker's.
         object_id: the UUID it gets, from Song or your own.
-        md5: what the file promises to be, in hex or base64; computed first if not given.
+        md5: what the file promises to be, in hex or base64; if not given, what it is registered with, else computed first.
         force: replaces an object that exists, or another file's unfinished upload.
-        store: `s3://...` or `file:///...`; by default what the settings of the machine say. Credentials come from its environment.
+        store: `s3://...`, `file:///...` or a Score server's `https://...`; by default what the settings of the machine say. Credentials and
+            tokens come from its environment.
         max_task_runs: a file of more parts than this gets a task run per group of consecutive parts.
 
     Returns:

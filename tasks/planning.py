@@ -19,7 +19,9 @@ from tasks.sessions import Ref
 @task(name="plan-upload", cache_policy=NO_CACHE, persist_result=False)
 def plan_upload(store: str | None, item: UploadItem, *, force: bool) -> Ref | TransferReport:
     """Begins an upload or takes up an unfinished one; the report if the object is there already."""
-    engine = sessions.engine(store)
+    engine, metadata = sessions.engine(store), sessions.metadata(store)
+    if metadata is not None:
+        item = operations.as_registered(item, operations.registered(metadata, [item.object_id]).get(item.object_id))
     md5 = item.md5 if item.md5 is not None else operations.file_md5(item.path)
     try:
         session = UploadSession.open(engine.repository, item.path, item.object_id, md5=md5, overwrite=force)
@@ -31,7 +33,9 @@ def plan_upload(store: str | None, item: UploadItem, *, force: bool) -> Ref | Tr
 @task(name="plan-download", cache_policy=NO_CACHE, persist_result=False)
 def plan_download(store: str | None, item: DownloadItem, options: DownloadOptions) -> Ref | TransferReport:
     """Begins a download or takes up an unfinished one; the report if the file is there already."""
-    engine = sessions.engine(store)
+    engine, metadata = sessions.engine(store), sessions.metadata(store)
+    if metadata is not None:
+        (item,) = operations.with_metadata([item], metadata, index=False)
     spec, target, report = operations.plan_download(engine, item, options)
     if report is not None:
         return report

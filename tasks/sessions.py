@@ -14,9 +14,10 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from score_core.errors import ConfigurationError, Interrupted, ScoreError
+from score_core.metadata.base import Metadata
 from score_core.model import Part, PartReceipt
-from score_core.session import open_engine
-from score_core.settings import load
+from score_core.session import open_engine, open_metadata
+from score_core.settings import Settings, load
 from score_core.transfer.download import Download
 from score_core.transfer.engine import Engine, Throttle, Tries
 from score_core.transfer.stop import Stop
@@ -106,23 +107,44 @@ class Transfer:
 _open: Final[dict[str, Transfer]] = {}
 _closed: Final[set[str]] = set()
 _engines: Final[dict[str | None, Engine]] = {}
+_metadata: Final[dict[str | None, Metadata | None]] = {}
 _closing: Final = ExitStack()
 _lock: Final = threading.Lock()
 atexit.register(_closing.close)
 
 
 def engine(store: str | None) -> Engine:
-    """What transfers with a store run with in this process; None means where the settings say. Open until the process ends."""
+    """What transfers with a store, or with the Score server of that address, run with in this process; None means where the settings say.
+
+    Open until the process ends.
+    """
     with _lock:
         if store not in _engines:
-            _engines[store] = _closing.enter_context(open_engine(load({"store": store})))
+            _engines[store] = _closing.enter_context(open_engine(_settings(store)))
         return _engines[store]
 
 
-def use_engine(store: str | None, engine: Engine) -> None:
+def metadata(store: str | None) -> Metadata | None:
+    """Who knows the files of a store, None if nobody does. Open until the process ends."""
+    repository = engine(store).repository
+    with _lock:
+        if store not in _metadata:
+            _metadata[store] = opened = open_metadata(_settings(store), repository)
+            if opened is not None:
+                _closing.callback(opened.close)
+        return _metadata[store]
+
+
+def _settings(store: str | None) -> Settings:
+    is_server = store is not None and store.startswith(("http://", "https://"))
+    return load({"url" if is_server else "store": store})
+
+
+def use_engine(store: str | None, engine: Engine, metadata: Metadata | None = None) -> None:
     """Has transfers with `store` run with an engine of the caller, who closes it: for programs with settings of their own, and tests."""
     with _lock:
         _engines[store] = engine
+        _metadata[store] = metadata
 
 
 def add(session: Download | UploadSession, engine: Engine, path: str) -> Ref:
