@@ -178,7 +178,8 @@ def with_metadata(items: Sequence[DownloadItem], metadata: Metadata, *, index: b
         found = index_of(entity, registry.of(entity.analysis_id)) if index else None
         if found is not None and found.object_id not in listed:
             listed.add(found.object_id)
-            result.append(DownloadItem(found.object_id, found.file_name, analysis_id))
+            suffix = found.file_name[len(entity.file_name) :]  # tools look for the index under the name that its file has here
+            result.append(DownloadItem(found.object_id, name + suffix, analysis_id))
     return result
 
 

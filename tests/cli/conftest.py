@@ -17,6 +17,7 @@ import pytest
 
 from score_core.checksum import md5_hex
 from score_core.cli.app import main
+from score_core.java_settings import KEYS, variable
 
 ROOT = Path(__file__).resolve().parents[2]
 OBJECT_ID = "5e0a7a2c-6d3e-5b0f-9c55-0d6a4f0e7b11"
@@ -54,7 +55,7 @@ Score = Callable[..., Ran]
 def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A home of one's own: no setting of the machine shines through."""
     for name in list(os.environ):
-        if name.startswith(("SCORE_", "STORAGE_", "AWS_", "ACCESSTOKEN")) and name != "SCORE_VENV":
+        if (name.startswith(("SCORE_", "AWS_")) or name in map(variable, KEYS)) and name != "SCORE_VENV":
             monkeypatch.delenv(name)
     work = tmp_path / "work"
     work.mkdir()
