@@ -5,6 +5,7 @@ import threading
 import time
 
 import pytest
+from jwt.algorithms import RSAAlgorithm
 
 from score_core.auth.keys import FileKeys, RemoteKeys, parse_keys
 from score_core.auth.tokens import JwtAuthenticator
@@ -38,7 +39,7 @@ def test_pem_without_line_breaks_in_it_is_read(signer):
 def test_private_shared_and_encryption_keys_are_left_out(signer, stranger):
     entries = [
         {"kty": "oct", "k": "c2VjcmV0LXNlY3JldC1zZWNyZXQtc2VjcmV0LXNlY3JldA", "kid": "shared", "alg": "HS256"},
-        {**stranger.jwk, "d": "AQAB", "kid": "private"},
+        {**RSAAlgorithm.to_jwk(stranger.private, as_dict=True), "kid": "private"},
         {**stranger.jwk, "use": "enc", "kid": "for encryption"},
         {**stranger.jwk, "alg": "RSA-OAEP", "kid": "Keycloak's"},
         {**stranger.jwk, "n": 7, "kid": "broken"},
@@ -84,6 +85,22 @@ def test_private_key_is_refused_without_showing_it(tmp_path, signer):
 def test_missing_file_is_an_error(tmp_path):
     with pytest.raises(ConfigurationError, match="cannot be read"):
         FileKeys(tmp_path / "none.pem")
+
+
+def test_key_is_used_only_for_its_own_algorithm(web, reach, signer):
+    auth = JwtAuthenticator(RemoteKeys(reach("/certs")), algorithms=["RS256", "RS512", "ES256"])
+    web.say(200, {"keys": [{**signer.jwk, "alg": "RS512"}]})
+    auth.authenticate(signer(algorithm="RS512"))
+    for algorithm in ("RS256", "RS384"):
+        with pytest.raises(AuthenticationError):
+            auth.authenticate(signer(algorithm=algorithm))
+
+
+def test_key_without_algorithm_is_for_any_of_its_kind(web, reach, signer, ec_signer):
+    auth = JwtAuthenticator(RemoteKeys(reach("/certs")), algorithms=["RS256", "PS256", "ES256"])
+    web.say(200, {"keys": [{**key.jwk, "alg": None} for key in (ec_signer, signer)]})
+    for token in (signer(), signer(algorithm="PS256"), ec_signer(), signer.seal({"alg": "RS256"}, {"sub": "ada", "exp": 2**40})):
+        assert auth.authenticate(token).name == "ada"
 
 
 # Fetching
@@ -201,5 +218,6 @@ def test_known_key_does_not_wait_for_a_slow_fetch(keys, web, clock):
     while len(web.asked) < 2:
         time.sleep(0.001)
     assert kids(keys.matching("key-1")) == ["key-1"]
+    assert slow.is_alive()
     web.gate.set()
     slow.join(10)
