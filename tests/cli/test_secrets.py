@@ -100,11 +100,18 @@ def test_local_signatures_do_not_leak(
 
 
 @pytest.mark.parametrize("command", [("info", "--verbose"), ("config", "show", "--origin"), ("info", "--json"), ("info", "--debug")])
-def test_token_is_masked(score: Score, monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...]) -> None:
-    monkeypatch.setenv("ACCESSTOKEN", PLANTED["ACCESSTOKEN"])
+@pytest.mark.parametrize("place", ["ACCESSTOKEN", "CLIENT_ACCESSTOKEN", "SCORE_TOKEN", "SCORE_TOKEN_FILE", ".toml", ".properties"])
+def test_token_is_masked(score: Score, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, command: tuple[str, ...], place: str) -> None:
+    token = PLANTED["ACCESSTOKEN"]
+    path = tmp_path / f"file{place if place.startswith('.') else ''}"
+    path.write_text({".toml": f"token = '{token}'", ".properties": f"client.accessToken: {token}"}.get(place, token))
+    if place.startswith("."):
+        command = (*command, "--config", str(path))
+    else:
+        monkeypatch.setenv(place, str(path) if place.endswith("FILE") else token)
     ran = score(*command)
-    assert ran.code == 0
-    assert PLANTED["ACCESSTOKEN"] not in ran.out + ran.err
+    assert (ran.code, "token" in ran.out) == (0, True)
+    assert token not in ran.out + ran.err
 
 
 def test_secret_in_an_unknown_option_is_not_repeated(score: Score) -> None:
