@@ -219,17 +219,22 @@ class Registry:
             self._use_write_ahead_log()
             self._db.execute("PRAGMA foreign_keys = ON")
             self._db.execute("PRAGMA synchronous = FULL")  # what was answered survives a power cut
-        with self._transaction() as db:  # so that of several processes one makes the tables and the others find them
-            ((version,), (application,)) = (db.execute(f"PRAGMA {name}").fetchone() for name in ("user_version", "application_id"))
-            if application != _APPLICATION and (version or application or db.execute("SELECT 1 FROM sqlite_master").fetchone()):
-                raise ConfigurationError(f"{self._path} is a database of another program; choose another file for the registry")
-            if version > _VERSION:
-                raise ConfigurationError(
-                    f"{self.label} was made by a newer version (schema {version}, known is {_VERSION}); update this one"
-                )
-            if version == 0:
+        with self._transaction("DEFERRED") as db:  # waits for nobody, as long as there is nothing to make
+            if self._is_made(db):
+                return
+        with self._transaction() as db:  # of several processes one makes the tables, and the others find them
+            if not self._is_made(db):
                 for statement in _SCHEMA:
                     db.execute(statement)
+
+    def _is_made(self, db: sqlite3.Connection) -> bool:
+        """Whether the tables are there. Raises `ConfigurationError` when others are, or newer ones."""
+        ((version,), (application,)) = (db.execute(f"PRAGMA {name}").fetchone() for name in ("user_version", "application_id"))
+        if application != _APPLICATION and (version or application or db.execute("SELECT 1 FROM sqlite_master").fetchone()):
+            raise ConfigurationError(f"{self._path} is a database of another program; choose another file for the registry")
+        if version > _VERSION:
+            raise ConfigurationError(f"{self.label} was made by a newer version (schema {version}, known is {_VERSION}); update this one")
+        return bool(version)
 
     def _use_write_ahead_log(self) -> None:
         """Readers and the writer do not wait for each other then.

@@ -147,7 +147,7 @@ class SongClient:
         body = self._object(_analysis_path(study_id, analysis_id), what)
         self._check_is(what, body.get("analysisId"), analysis_id)
         if body.get("studyId") is not None:
-            self._check_is(f"study {study_id}", body["studyId"], study_id)
+            self._check_is(f"{what} of study {study_id}", body["studyId"], study_id)
         return body
 
     def _file(self, item: object, study_id: str, analysis_id: str) -> FileRecord:

@@ -96,6 +96,37 @@ def test_deep_nesting_is_refused(registry: Registry, depth: int) -> None:
         value = value.pop()  # type: ignore[assignment]  # every element is a list
 
 
+@pytest.mark.parametrize("version", [0, -1, 1.5, True, "1", 2**31])
+def test_odd_type_version_is_refused(registry: Registry, version) -> None:
+    with pytest.raises(ConfigurationError, match="version"):
+        registry.submit("S", payload_of("a.bam", analysisType={"name": "x", "version": version}))
+
+
+def test_bare_file_gets_the_usual(registry: Registry) -> None:
+    bare = {key: value for key, value in file_payload("a.bam").items() if key not in {"fileAccess", "dataType", "info"}}
+    file = registry.analysis("S", registry.submit("S", payload_of(bare, analysisType={"name": "x", "version": 2}))).files[0]
+    assert (file.access, file.data_type, file.info) == ("controlled", "", {})
+
+
+@pytest.mark.parametrize("payload", [None, [], "x"])
+def test_payload_must_be_an_object(registry: Registry, payload) -> None:
+    with pytest.raises(ConfigurationError, match="object"):
+        registry.submit("S", payload)
+
+
+def test_id_that_is_no_text_is_refused(registry: Registry) -> None:
+    with pytest.raises(ConfigurationError):
+        list(registry.entities(analysis_id="\ud800"))
+
+
+def test_closed_registry_says_so(path: Path) -> None:
+    registry = Registry(path)
+    registry.close()
+    registry.close()
+    with pytest.raises(sqlite3.ProgrammingError):
+        registry.studies()
+
+
 def test_names_that_look_like_sql_are_names(registry: Registry) -> None:
     name = "x'); DROP TABLE file; --"
     analysis = registry.analysis("S", registry.submit("S", payload_of(name, analysisType={"name": name})))
@@ -153,7 +184,7 @@ def test_change_during_publishing_is_a_conflict(path: Path, verbs: list[str]) ->
 
 
 def test_object_that_vanishes_meanwhile_is_a_conflict(path: Path) -> None:
-    shelf = MeddlingShelf(lambda: shelf.objects.clear())
+    shelf = MeddlingShelf(lambda: shelf.objects.clear())  # noqa: PLW0108  # there is no shelf yet
     with closing(Registry(path, repository=shelf)) as registry:
         analysis = registry.analysis("S", registry.submit("S", payload_of("a.bam")))
         shelf.put_all(analysis)
@@ -230,8 +261,21 @@ def test_held_registry_is_unavailable(path: Path) -> None:
         with pytest.raises(Unavailable, match="Another process"):
             registry.suppress("S", analysis_id)
         assert registry.state("S", analysis_id) == "UNPUBLISHED"  # readers go on
+        with closing(Registry(path, busy_s=0.1)) as another:  # and new ones come
+            assert another.studies() == ["S"]
         holder.execute("ROLLBACK")
         registry.suppress("S", analysis_id)
+
+
+def test_new_registry_waits_for_whoever_holds_the_file(path: Path) -> None:
+    with closing(sqlite3.connect(path, isolation_level=None)) as holder:
+        holder.execute("BEGIN EXCLUSIVE")
+        with pytest.raises(Unavailable, match="Another process"):
+            Registry(path, busy_s=0.1)
+        with ThreadPoolExecutor(1) as pool:
+            opened = pool.submit(Registry, path, busy_s=60)
+            holder.execute("ROLLBACK")
+            opened.result().close()
 
 
 def test_full_disk_loses_nothing(path: Path) -> None:
