@@ -36,6 +36,7 @@ from score_core.errors import (
     Conflict,
     LocalFileError,
     ObjectNotFound,
+    ScoreError,
     ServiceError,
     TransientError,
     Unavailable,
@@ -45,7 +46,8 @@ from score_core.transfer.stop import Stop
 
 _log = logging.getLogger(__name__)
 
-Params = Mapping[str, Any]  # values are texts, numbers, booleans, or lists of texts
+Method = Literal["GET", "POST", "PUT", "DELETE"]
+Params = Mapping[str, Any]  # values are texts, numbers, booleans (written as Java does), or lists of texts
 
 _BUSY: Final = frozenset({408, 425, 429})
 _MAX_SAID_CHARACTERS: Final = 300
@@ -59,12 +61,17 @@ class Refused(ServiceError):
 
 
 class Token:
-    """A bearer token: a text, or a file that is read again when a server refuses what was in it. Thread-safe; shows in no `repr`."""
+    """A bearer token: a text, or a file that is read again when a server refuses what was in it. Thread-safe; shows in no `repr`.
+
+    Raises:
+        ConfigurationError: it is no token: not ASCII, several lines, or too long.
+        LocalFileError: the file cannot be read.
+    """
 
     def __init__(self, text: str | None = None, *, file: Path | None = None) -> None:
         self._file = file
         self._lock = threading.Lock()
-        self._text = text if file is None else self._read()
+        self._text = _token(text or "", "The token") if file is None else _read_token(file)
 
     @property
     def text(self) -> str | None:
@@ -75,21 +82,27 @@ class Token:
         """Whether there is another token than the refused one: from the file, read again by the first thread that asks."""
         with self._lock:
             if self._text == refused and self._file is not None:
-                self._text = self._read()
+                try:
+                    self._text = _read_token(self._file) or refused  # empty: somebody is just writing it
+                except ScoreError as error:
+                    _log.warning("The token was refused, and there is no new one: %s", error)
             return self._text != refused
 
-    def _read(self) -> str | None:
-        assert self._file is not None
-        try:
-            with self._file.open("rb") as file:
-                text = file.read(_MAX_TOKEN_BYTES + 1).decode("ascii").strip()
-        except OSError as error:
-            raise LocalFileError(f"The token file {self._file} cannot be read: {error.strerror}") from error
-        except UnicodeDecodeError:
-            raise ConfigurationError(f"The token file {self._file} holds no token: it is not ASCII text") from None
-        if len(text) > _MAX_TOKEN_BYTES or not text.isprintable() or " " in text:
-            raise ConfigurationError(f"The token file {self._file} must hold one token of at most {_MAX_TOKEN_BYTES} characters")
-        return text or None
+
+def _read_token(file: Path) -> str | None:
+    try:
+        with file.open("rb") as opened:
+            text = opened.read(_MAX_TOKEN_BYTES + 1).decode("latin-1")  # anything goes here: what is no token is refused below
+    except OSError as error:
+        raise LocalFileError(f"The token file {file} cannot be read: {error.strerror}") from error
+    return _token(text, f"The token in {file}")
+
+
+def _token(text: str, what: str) -> str | None:
+    text = text.strip()
+    if len(text) > _MAX_TOKEN_BYTES or not text.isascii() or not text.isprintable() or " " in text:
+        raise ConfigurationError(f"{what} is none: it must be one line of at most {_MAX_TOKEN_BYTES} ASCII characters without blanks")
+    return text or None
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,14 +152,12 @@ class ServiceClient:
         self.policy = policy or RetryPolicy()
         self.options = options or ServiceOptions()
         self._stop = stop or Stop()
-        if self.token.text is not None and not self.options.allow_plain_http and not is_private_line(self.url):
-            raise ConfigurationError(
-                f"A token is not sent to {self.url} over plain http, where others can read it; use https, or set allow_plain_http"
-            )
+        self._headers(self.token.text)
         self._client = httpx.Client(
             timeout=httpx.Timeout(self.options.read_timeout_s, connect=self.options.connect_timeout_s),
             verify=self.options.certificates(),
             follow_redirects=False,
+            trust_env=not is_loopback(self.url),  # a proxy elsewhere does not reach this machine, and would read the token
             headers={"User-Agent": f"score-for-python/{__version__}", "Accept": "application/json, text/plain;q=0.9, */*;q=0.5"},
             limits=httpx.Limits(max_connections=32, max_keepalive_connections=32),
         )
@@ -157,7 +168,7 @@ class ServiceClient:
 
     def request(
         self,
-        method: Literal["GET", "POST", "PUT", "DELETE"],
+        method: Method,
         path: str,
         *,
         params: Params | None = None,
@@ -171,53 +182,69 @@ class ServiceClient:
             ServiceError: as the table of this module says.
             Interrupted: `stop` was set while it waited to try again.
         """
-        request: dict[str, Any] = {"params": _texts(params), "json": json}
-        if read_timeout_s is not None:
-            request["timeout"] = httpx.Timeout(read_timeout_s, connect=self.options.connect_timeout_s)
         last = attempts or self.policy.attempts
         for attempt in range(1, last + 1):
             try:
-                return self._authorised(method, path, request)
+                return self.once(method, path, params=params, json=json, read_timeout_s=read_timeout_s)
             except TransientError as error:
                 pause = None if attempt == last else self.policy.pause_s(error, attempt)
                 if pause is None:
-                    raise Unavailable(f"{error}; tried {attempt} times") from None
+                    raise Unavailable(f"{error}; tried {attempt} times" if attempt > 1 else str(error)) from None
                 _log.info("%s; trying again in %.1f s", error, pause)
                 self.pause(pause)
         raise AssertionError("the loop ends by return or raise")
 
-    def _authorised(self, method: str, path: str, request: Mapping[str, Any]) -> httpx.Response:
-        """One attempt, and another with a new token if the old one was refused."""
+    def once(
+        self, method: Method, path: str, *, params: Params | None = None, json: Any = None, read_timeout_s: float | None = None
+    ) -> httpx.Response:
+        """As `request`, with one attempt (and another with a new token if the old one was refused).
+
+        Raises:
+            TransientError: the same may work later.
+            ServiceError: for all else.
+        """
+        request: dict[str, Any] = {"params": params, "json": json}
+        if read_timeout_s is not None:
+            request["timeout"] = httpx.Timeout(read_timeout_s, connect=self.options.connect_timeout_s)
         token = self.token.text
         response = self._sent(method, path, request, token)
         if response.status_code == 401 and self.token.renewed(token):
-            response = self._sent(method, path, request, self.token.text)
-        return self._checked(response)
+            token = self.token.text
+            response = self._sent(method, path, request, token)
+        return self._checked(response, token)
 
     def _sent(self, method: str, path: str, request: Mapping[str, Any], token: str | None) -> httpx.Response:
-        headers = {} if token is None else {"Authorization": f"Bearer {token}"}
         try:
-            return self._client.request(method, self.url + path, headers=headers, **request)
+            return self._client.request(method, self.url + path, headers=self._headers(token), **request)
         except httpx.TimeoutException as error:
             raise TransientError(f"{self.name} at {self.url} did not answer in time ({type(error).__name__})") from None
         except httpx.TransportError as error:
             raise TransientError(f"{self.name} at {self.url} is not reached ({_cause(error)}); check the address and the network") from None
-        except (httpx.HTTPError, httpx.InvalidURL) as error:
+        except (httpx.HTTPError, httpx.InvalidURL, UnicodeError) as error:
             raise ServiceError(f"{self.name} at {self.url} cannot be asked ({type(error).__name__}); check the address") from None
 
-    def _checked(self, response: httpx.Response) -> httpx.Response:
+    def _headers(self, token: str | None) -> dict[str, str]:
+        if token is None:
+            return {}
+        if not self.options.allow_plain_http and not is_private_line(self.url):
+            raise ConfigurationError(
+                f"A token is not sent to {self.url} over plain http, where others can read it; use https, or set allow_plain_http"
+            )
+        return {"Authorization": f"Bearer {token}"}
+
+    def _checked(self, response: httpx.Response, token: str | None) -> httpx.Response:
         status = response.status_code
         if status < 300:
             return response
         what = f"{self.name} at {self.url} answered {status} to {response.request.method} {response.request.url.path}"
         if status < 400:
             raise ServiceError(f"{what}, a redirect, which is not followed; use the address that it leads to", status=status)
-        said = reason(response)
+        said = reason(response, secret=token)
         what = f"{what}: {said}" if said else what
         if status in _BUSY or status > 500:
             raise TransientError(what, busy=status in {429, 503}, retry_after_s=_retry_after_s(response))
         if status == 401:
-            what += "; the token is missing, wrong or expired" if self.token.text else "; no token is set (ACCESSTOKEN or SCORE_TOKEN_FILE)"
+            what += "; the token is wrong or has expired" if token else "; no token is set (ACCESSTOKEN or SCORE_TOKEN_FILE)"
         raise _KINDS.get(status, ServiceError if status >= 500 else Refused)(what, status=status)
 
     def pause(self, seconds: float) -> None:
@@ -230,43 +257,47 @@ class ServiceClient:
         self._client.close()
 
 
-def reason(response: httpx.Response) -> str:
-    """What the body says went wrong, in any of the forms that Score, Song and their auth servers use; empty if nothing (section 3.2)."""
+def reason(response: httpx.Response, *, secret: str | None = None) -> str:
+    """What the body says went wrong, in any of the forms that Score, Song and their auth servers use; empty if nothing (section 3.2).
+
+    `secret` is what it must not repeat: some servers quote the token that they refuse.
+    """
     try:
-        body = response.json()
-    except ValueError:
-        text = response.text.strip()
-        return "" if text.startswith("<") else text[:_MAX_SAID_CHARACTERS]
+        said = _said(response.json())
+    except (ValueError, RecursionError):
+        said = "" if response.text.lstrip().startswith("<") else response.text.strip()
+    if secret:
+        said = said.replace(secret, "<redacted>")
+    return said[:_MAX_SAID_CHARACTERS]
+
+
+def _said(body: Any) -> str:
     if isinstance(body, dict):
-        return next((str(body[key])[:_MAX_SAID_CHARACTERS] for key in _TEXTS if isinstance(body.get(key), str) and body[key].strip()), "")
-    return str(body)[:_MAX_SAID_CHARACTERS] if isinstance(body, str) else ""
+        return next((text for key in _TEXTS if isinstance(text := body.get(key), str) and text.strip()), "")
+    return body if isinstance(body, str) else ""
 
 
 def problem_code(response: httpx.Response) -> str | None:
     """Our own servers' word for what is wrong, None from others."""
     try:
         code = response.json().get("code")
-    except (ValueError, AttributeError):
+    except (ValueError, AttributeError, RecursionError):
         return None
     return code if isinstance(code, str) else None
 
 
 def is_private_line(url: str) -> bool:
     """Whether nobody on a network can listen: https, or a host that is this machine."""
-    parts = urlsplit(url)
-    if parts.scheme == "https":
-        return True
+    return url.lower().startswith("https://") or is_loopback(url)
+
+
+def is_loopback(url: str) -> bool:
+    """Whether an address is of this machine, for sure."""
     try:
-        return ipaddress.ip_address(parts.hostname or "").is_loopback
+        host = urlsplit(url).hostname or ""
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:
-        return parts.hostname == "localhost"
-
-
-def _texts(params: Params | None) -> dict[str, Any] | None:
-    """Booleans as Java spells them."""
-    if params is None:
-        return None
-    return {name: str(value).lower() if isinstance(value, bool) else value for name, value in params.items()}
+        return False
 
 
 def _cause(error: Exception) -> str:

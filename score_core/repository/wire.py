@@ -14,10 +14,12 @@ from urllib.parse import parse_qsl, urlsplit
 
 from score_core.checksum import parse_md5
 from score_core.errors import ServiceError
+from score_core.ids import is_object_id
 from score_core.model import ObjectInfo, ObjectSpec, Part, StoredPart, Upload, UploadInfo
 from score_core.repository.layout import tiles
 
 _DAMAGE: Final = (KeyError, TypeError, ValueError, OverflowError, AttributeError)
+_YEAR_10000_MS: Final = 253_402_300_800_000
 _AMZ_DATE: Final = "%Y%m%dT%H%M%SZ"
 _AZURE_DATE: Final = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d)(:\d\d)?Z")
 
@@ -128,7 +130,7 @@ def read_spec(body: Any, object_id: str) -> ObjectSpec:
         size, named = body["objectSize"], body["objectId"]
     except _DAMAGE:
         raise _nonsense("specification", object_id) from None
-    if str(named).lower() != object_id or not _is_size(size) or not tiles(parts, size):
+    if str(named).lower() != object_id or not _is_size(size) or not _is_plan(parts, size):
         raise _nonsense("specification", object_id)
     return ObjectSpec(
         object_id,
@@ -159,13 +161,7 @@ def read_upload(body: Any, object_id: str, *, size: int, md5: str | None = None)
     except _DAMAGE:
         raise _nonsense("upload", object_id) from None
     said = body.get("objectSize")
-    if (
-        str(named).lower() != object_id
-        or not isinstance(upload_id, str)
-        or not upload_id
-        or not tiles(parts, size)
-        or said not in (None, size)
-    ):
+    if str(named).lower() != object_id or _text(upload_id) is None or not _is_plan(parts, size) or said not in (None, size):
         raise _nonsense("upload", object_id)
     claimed = _md5(body.get("objectMd5")) or md5
     return Upload(object_id, upload_id, size, parts, claimed, stored, file_name=_text(body.get("fileName"))), urls
@@ -174,9 +170,12 @@ def read_upload(body: Any, object_id: str, *, size: int, md5: str | None = None)
 def read_url(body: Any, object_id: str) -> dict[tuple[int, int] | None, str]:
     """The GET URLs of a specification by offset and size of their part; None stands for all of the object (`partSize` -1)."""
     try:
-        rows = [(int(fields["offset"]), int(fields["partSize"]), str(fields["url"])) for fields in body["parts"] if fields["url"]]
+        rows = [(fields["offset"], fields["partSize"], url) for fields in body["parts"] if (url := _text(fields["url"]))]
+        named = body["objectId"]
     except _DAMAGE:
         raise _nonsense("URL", object_id) from None
+    if str(named).lower() != object_id or not all(_is_size(offset) and (size == -1 or _is_size(size)) for offset, size, _ in rows):
+        raise _nonsense("URL", object_id)
     if len(rows) == 1 and rows[0][0] == 0:
         return {None: rows[0][2]}
     return {(offset, size): url for offset, size, url in rows}
@@ -184,14 +183,14 @@ def read_url(body: Any, object_id: str) -> dict[tuple[int, int] | None, str]:
 
 def read_listing(body: Any) -> list[ObjectInfo]:
     try:
-        return [ObjectInfo(str(row["id"]).lower(), int(row["size"]), int(row["lastModified"]) / 1000) for row in body]
+        return [ObjectInfo(_id(row["id"]), _size(row["size"]), _time(row["lastModified"])) for row in body]
     except _DAMAGE:
         raise ServiceError("The Score server answered something else than a listing; ask its operator") from None
 
 
 def read_uploads(body: Any) -> list[UploadInfo]:
     try:
-        return [UploadInfo(str(row["objectId"]), str(row["uploadId"]), int(row["startedAt"]) / 1000) for row in body]
+        return [UploadInfo(_id(row["objectId"]), str(row["uploadId"]), _time(row["startedAt"])) for row in body]
     except _DAMAGE:
         raise ServiceError("The Score server answered something else than a list of uploads; ask its operator") from None
 
@@ -201,8 +200,8 @@ def lifetime_of(url: str) -> tuple[float | None, float | None]:
 
     None for what its query does not say. Signature V4, V2 and Azure's SAS are known.
     """
-    query = {name.lower(): value for name, value in parse_qsl(urlsplit(url).query, keep_blank_values=True)}
     try:
+        query = {name.lower(): value for name, value in parse_qsl(urlsplit(url).query, keep_blank_values=True)}
         if "x-amz-date" in query:
             signed_at = datetime.strptime(query["x-amz-date"], _AMZ_DATE).replace(tzinfo=UTC).timestamp()
             return signed_at, signed_at + int(query["x-amz-expires"])
@@ -231,6 +230,31 @@ def _read_stored(part: Part, fields: Json) -> StoredPart | None:
     return None if md5 is None else StoredPart(part.number, md5, _text(fields.get("etag")) or md5)
 
 
+def _is_plan(parts: tuple[Part, ...], size: int) -> bool:
+    """Whether the parts make up `size` bytes and are numbered from 1."""
+    return tiles(parts, size) and all(part.number == number for number, part in enumerate(parts, start=1))
+
+
+def _id(value: object) -> str:
+    if not isinstance(value, str) or not is_object_id(value):
+        raise ValueError("object id")
+    return value.lower()
+
+
+def _size(value: object) -> int:
+    if not isinstance(value, int) or not _is_size(value):
+        raise ValueError("size")
+    return value
+
+
+def _time(value: object) -> float:
+    """Seconds, of milliseconds that a calendar can show."""
+    milliseconds = _size(value)
+    if milliseconds >= _YEAR_10000_MS:
+        raise ValueError("time")
+    return milliseconds / 1000
+
+
 def _is_size(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
 
@@ -240,7 +264,8 @@ def _md5(value: object) -> str | None:
 
 
 def _text(value: object) -> str | None:
-    return value if isinstance(value, str) and value else None
+    """A text fit for headers, queries and terminals."""
+    return value if isinstance(value, str) and value and value.isprintable() else None
 
 
 def _nonsense(what: str, object_id: str) -> ServiceError:
