@@ -224,7 +224,9 @@ def verify(
     if manifest is None:
         pairs = _paired(paths, object_id)
     else:
-        _refuse_beside_manifest(object_id=object_id, file=paths)
+        _refuse_beside_manifest(object_id=object_id)
+        if paths:
+            raise ConfigurationError("Give --manifest or files, not both")
         pairs = _listed(context.manifest(manifest), output_dir)
     with context.engine() as engine:
 

@@ -9,6 +9,8 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
+from score_core.session import open_metadata, open_repository
+from score_core.settings import load
 from tests.cli.conftest import OBJECT_ID, Score, md5_of, object_id
 from tests.cli.test_transfer import download_manifest, download_row
 from tests.repository.java_server import Fault, JavaServer
@@ -24,6 +26,7 @@ class Song:
     def __init__(self) -> None:
         self.files: list[dict[str, object]] = []
         self.status = 200
+        self.lives_with_score: bool | None = None
         self.asked: list[str] = []
         self.tokens: set[str | None] = set()
         song = self
@@ -59,6 +62,8 @@ class Song:
             {"id": file["objectId"], "gnosId": ANALYSIS, "fileName": file["fileName"], "projectCode": "TEST-CA", "access": "open"}
             for file in self.files
         ]
+        if parts == ["isAlive"]:
+            return self.lives_with_score
         if parts == ["entities"]:
             return {"content": entities if query.get("gnosId") == [ANALYSIS] else [], "last": True}
         if parts[0] == "entities":
@@ -209,6 +214,28 @@ def test_other_file_than_registered_is_not_sent(score: Score, analysis: Song, se
     path.write_bytes(b"x" * 100_000)
     ran = score("upload", "--file", path, "--object-id", object_id(1), "--md5", md5_of(path), "--force")
     assert (ran.code, server.count("initiate"), server.count("put")) == (6, 0, 0)
+
+
+@pytest.mark.parametrize(("alive", "found"), [(True, True), (False, False), (None, False)])
+def test_score_server_may_keep_metadata_too(environment: None, song: Song, alive: bool | None, found: bool) -> None:
+    song.lives_with_score = alive
+    settings = load({"url": song.url})
+    repository = open_repository(settings)
+    metadata = open_metadata(settings, repository)
+    assert (metadata is not None and metadata.label) == (song.url if found else False)
+    assert song.asked == ["/isAlive"]
+    if metadata is not None:
+        metadata.close()
+    repository.close()
+
+
+def test_unanswered_question_for_metadata_is_told(environment: None, song: Song, caplog: pytest.LogCaptureFixture) -> None:
+    song.status = 503
+    settings = load({"url": song.url})
+    repository = open_repository(settings)
+    assert open_metadata(settings, repository) is None
+    assert ("none are used" in caplog.text, len(song.asked)) == (True, 1)
+    repository.close()
 
 
 def test_server_without_metadata_is_not_asked_for_names(score: Score, server: JavaServer, some_file: Path) -> None:
