@@ -56,7 +56,9 @@ class ObjectSpec:
 
     `md5` is the whole object's, None if unknown. `etag` guards against a replaced object (`If-Match`). `sealed` means that
     the uploader proved `md5` against the very bytes that the parts' MD5s describe, so that the parts alone prove the whole.
-    `file_name` is what the uploader called the file: untrusted.
+    `file_name` is what the uploader called the file: untrusted. `upload_id` is the upload that it came by, None if it came without Score.
+    `relocated` means that its bytes are in the base bucket although the repository is partitioned (protocol section 5.4); it is the
+    repository's own note and is never serialised.
     """
 
     object_id: str
@@ -66,6 +68,8 @@ class ObjectSpec:
     etag: str | None = None
     sealed: bool = False
     file_name: str | None = None
+    upload_id: str | None = None
+    relocated: bool = False
 
 
 @dataclass(frozen=True, slots=True)

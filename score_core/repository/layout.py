@@ -5,44 +5,83 @@
     upload/<id>_<upload id>/.meta                   the specification of an upload in progress
     upload/<id>_<upload id>/part-<8 hex>|<json>     an empty object; the record of a stored part is its name
 
+`data` and `upload` are the defaults of `Keys`.
+
 Ours adds `sealed` and `fileName` to the final specification; Java readers ignore fields that they do not know.
 """
 
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, Final
 
 from score_core.checksum import parse_md5
-from score_core.errors import ServiceError
+from score_core.errors import ConfigurationError, ObjectNotFound, ServiceError
+from score_core.ids import is_object_id
 from score_core.model import ObjectSpec, Part, StoredPart, Upload
 
-DATA: Final = "data/"
-UPLOADS: Final = "upload/"
 META: Final = ".meta"
 _DAMAGE: Final = (KeyError, TypeError, ValueError, OverflowError, RecursionError)  # what reading damaged JSON brings
+_UPLOAD_ID: Final = re.compile(r"[^/|\x00-\x1f\x7f]{1,700}")  # it becomes part of a key, which S3 limits to 1,024 bytes
 
 
-def data_key(object_id: str) -> str:
-    return f"{DATA}{object_id}"
+def check_upload_id(text: str) -> str:
+    """`text` if it can be an upload's id. Raises `ObjectNotFound` if not: there is no such upload."""
+    if _UPLOAD_ID.fullmatch(text) is None:
+        raise ObjectNotFound(f"{text[:80]!r} is not the id of an upload", status=404)
+    return text
 
 
-def meta_key(object_id: str) -> str:
-    return f"{DATA}{object_id}{META}"
+@dataclass(frozen=True, slots=True)
+class Keys:
+    """The keys of Score's bucket layout (protocol section 5). A blank data directory means that objects lie at the top.
 
+    Raises:
+        ConfigurationError: a directory is no plain path, or both are the same.
+    """
 
-def state_prefix(object_id: str, upload_id: str | None = None) -> str:
-    """The prefix of one upload's state, or of all uploads of an object when `upload_id` is None."""
-    return f"{UPLOADS}{object_id}_" if upload_id is None else f"{UPLOADS}{object_id}_{upload_id}/"
+    data_directory: str = "data"
+    upload_directory: str = "upload"
 
+    def __post_init__(self) -> None:
+        for directory in (self.data_directory, self.upload_directory):
+            if directory and not all(segment.strip(".") for segment in directory.split("/")):
+                raise ConfigurationError(f"{directory!r} is no directory of a bucket; use names such as data, with / between them only")
+        if self.upload_directory in ("", self.data_directory):
+            raise ConfigurationError("The state of uploads needs a directory of its own, such as upload")
 
-def record_key(object_id: str, upload_id: str, part: StoredPart) -> str:
-    record = json.dumps({"partNumber": part.number, "md5": part.md5, "etag": part.etag}, separators=(",", ":"))
-    return f"{record_prefix(object_id, upload_id, part.number)}{record}"
+    @property
+    def data_prefix(self) -> str:
+        """What the keys of all objects begin with."""
+        return f"{self.data_directory}/" if self.data_directory else ""
 
+    def data(self, object_id: str) -> str:
+        return f"{self.data_prefix}{object_id}"
 
-def record_prefix(object_id: str, upload_id: str, number: int) -> str:
-    return f"{state_prefix(object_id, upload_id)}part-{number:08x}|"
+    def meta(self, object_id: str) -> str:
+        return f"{self.data_prefix}{object_id}{META}"
+
+    def object_id(self, key: str) -> str | None:
+        """The object whose bytes are under `key`; None if the key is something else."""
+        text = key.removeprefix(self.data_prefix)
+        return text if key.startswith(self.data_prefix) and is_object_id(text) else None
+
+    def state(self, object_id: str, upload_id: str | None = None) -> str:
+        """The prefix of one upload's state, or of all uploads of an object when `upload_id` is None."""
+        start = f"{self.upload_directory}/{object_id}_"
+        return start if upload_id is None else f"{start}{check_upload_id(upload_id)}/"
+
+    def records(self, object_id: str, upload_id: str, number: int | None = None) -> str:
+        """The prefix of the records of one part, or of all parts when `number` is None."""
+        start = f"{self.state(object_id, upload_id)}part-"
+        return start if number is None else f"{start}{number:08x}|"
+
+    def record(self, object_id: str, upload_id: str, part: StoredPart) -> str:
+        record = json.dumps({"partNumber": part.number, "md5": part.md5, "etag": part.etag}, separators=(",", ":"))
+        return f"{self.records(object_id, upload_id, part.number)}{record}"
 
 
 def read_record(key: str) -> StoredPart | None:
@@ -57,13 +96,13 @@ def read_record(key: str) -> StoredPart | None:
         return None
 
 
-def spec_json(spec: ObjectSpec, upload_id: str) -> bytes:
+def spec_json(spec: ObjectSpec, object_key: str) -> bytes:
     """A final `.meta`. URLs are null: they would be dead secrets, and readers must make their own (protocol section 5.1)."""
     return _encode(
         {
-            "objectKey": data_key(spec.object_id),
+            "objectKey": object_key,
             "objectId": spec.object_id,
-            "uploadId": upload_id,
+            "uploadId": spec.upload_id or spec.object_id,
             "parts": [_part_json(part) for part in spec.parts],
             "objectSize": spec.size,
             "objectMd5": spec.md5,
@@ -73,14 +112,14 @@ def spec_json(spec: ObjectSpec, upload_id: str) -> bytes:
     )
 
 
-def upload_json(upload: Upload) -> bytes:
-    """The `.meta` of an upload in progress."""
+def upload_json(upload: Upload, object_key: str, urls: Mapping[int, str]) -> bytes:
+    """The `.meta` of an upload in progress. `urls` are signed PUT URLs by part number, for servers that give out what is stored."""
     return _encode(
         {
-            "objectKey": data_key(upload.object_id),
+            "objectKey": object_key,
             "objectId": upload.object_id,
             "uploadId": upload.upload_id,
-            "parts": [_part_json(part) for part in upload.parts],
+            "parts": [_part_json(part, urls.get(part.number)) for part in upload.parts],
             "objectSize": upload.size,
             "objectMd5": upload.md5,
             "fileName": upload.file_name,
@@ -88,8 +127,8 @@ def upload_json(upload: Upload) -> bytes:
     )
 
 
-def _part_json(part: Part) -> dict[str, Any]:
-    fields: dict[str, Any] = {"partNumber": part.number, "partSize": part.size, "offset": part.offset, "url": None, "md5": None}
+def _part_json(part: Part, url: str | None = None) -> dict[str, Any]:
+    fields: dict[str, Any] = {"partNumber": part.number, "partSize": part.size, "offset": part.offset, "url": url, "md5": None}
     return fields if part.md5 is None else {**fields, "sourceMd5": part.md5}
 
 
@@ -111,6 +150,7 @@ def read_spec(data: bytes, object_id: str) -> ObjectSpec:
         md5=_md5(fields.get("objectMd5")),
         sealed=fields.get("sealed") is True,
         file_name=_text(fields.get("fileName")),
+        upload_id=_text(fields.get("uploadId")),
     )
 
 

@@ -33,7 +33,7 @@ class _EchoingBucket(BaseHTTPRequestHandler):
         self.signatures += re.findall(r"X-Amz-Signature=(\w+)", self.path)
         if path.endswith(".meta"):
             spec = ObjectSpec(OBJECT_ID, len(DATA), (Part(1, 0, len(DATA), md5_hex(DATA)),), md5=md5_hex(DATA), file_name="x")
-            self._answer(200, spec_json(spec, "u"))
+            self._answer(200, spec_json(spec, f"data/{OBJECT_ID}"))
         elif self.command == "HEAD":
             self._answer(200, DATA)
         else:

@@ -294,7 +294,7 @@ def test_part_replaced_in_the_store_is_sent_again(site, half_uploaded):
     half = half_uploaded
     found = site.repository.find_upload(half.object_id, half.path.stat().st_size)
     assert found is not None
-    store = sessions.engine(None).repository._store  # type: ignore[attr-defined]
+    store = sessions.engine(None).repository._buckets.base.data  # type: ignore[attr-defined]
     with store.receive_part(f"data/{half.object_id}", found.upload_id, half.done[1]) as writer:
         writer.write(b"\0" * PART_BYTES)
         writer.commit()

@@ -16,7 +16,7 @@ from score_core.model import ObjectSpec, TransferReport
 from score_core.progress import Silent
 from score_core.repository.base import Repository
 from score_core.repository.direct import DirectRepository
-from score_core.repository.layout import data_key
+from score_core.repository.layout import Keys
 from score_core.stores.local import LocalStore
 from score_core.testing.faults import FaultProxy, When, is_get, is_put
 from score_core.testing.faults import part as part_of
@@ -99,7 +99,7 @@ class Rig:
         """Rewrites the object's specification as other uploaders would have written it."""
         import json
 
-        key = data_key(self.id) + ".meta"
+        key = Keys().meta(self.id)
         meta = json.loads(self.origin.read(key))
         if parts:
             for row in meta["parts"]:
@@ -125,7 +125,7 @@ class Rig:
 
     def stored(self) -> bytes:
         """The object's bytes, read round the repository."""
-        return self.origin.read(data_key(self.id))
+        return self.origin.read(Keys().data(self.id))
 
     def get(self, number: int) -> When:
         """Picks the downloads of a part."""

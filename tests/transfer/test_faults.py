@@ -35,7 +35,7 @@ from score_core.errors import (
 )
 from score_core.model import ByteRange, SignedUrl
 from score_core.repository.direct import DirectRepository
-from score_core.repository.layout import data_key
+from score_core.repository.layout import Keys
 from score_core.stores.local import LocalStore
 from score_core.testing.faults import (
     Answer,
@@ -411,7 +411,7 @@ class ForgetCondition(Fault):
 def test_object_that_is_deleted_meanwhile_is_not_found(rig: Any) -> None:  # F29
     rig.put(8 * PART)
     rig.workers = 1
-    rig.proxy.inject(Call(lambda: rig.origin.delete(data_key(rig.id))), when=rig.get(3), times=1)
+    rig.proxy.inject(Call(lambda: rig.origin.delete(Keys().data(rig.id))), when=rig.get(3), times=1)
     with pytest.raises(ObjectNotFound) as caught:
         rig.download()
     assert caught.value.exit_code == 5
@@ -534,7 +534,7 @@ def test_object_without_digests_is_unverifiable(rig: Any, validation: str) -> No
 
 def test_recorded_md5_that_is_wrong_ends_without_refetching(rig: Any) -> None:
     rig.put(4 * PART)
-    meta_key = data_key(rig.id) + ".meta"
+    meta_key = Keys().meta(rig.id)
     meta = rig.origin.read(meta_key)
     rig.origin.write(meta_key, meta.replace(rig.describe().md5.encode(), b"a" * 32))
     with pytest.raises(ObjectMismatch):
@@ -630,7 +630,7 @@ def test_ten_thousand_parts(tmp_path: Path) -> None:
     repository = DirectRepository(store, part_size_bytes=7)
     transport = HttpTransport()
     data = random.Random(3).randbytes(7 * 10_000 - 1)
-    store.write(data_key("1-2-3-4-5"), data)
+    store.write(Keys().data("1-2-3-4-5"), data)
     report = Engine(repository, transport).download(repository.describe("1-2-3-4-5"), tmp_path / "y", validation="off")
     assert (tmp_path / "y").read_bytes() == data
     assert report.parts == 10_000

@@ -13,7 +13,7 @@ import pytest
 
 from score_core.errors import Conflict, Interrupted, ScoreError
 from score_core.model import StoredPart
-from score_core.repository.layout import data_key, state_prefix
+from score_core.repository.layout import Keys
 from score_core.testing.faults import Call
 from score_core.transfer.download import Span
 from score_core.transfer.stop import Stop
@@ -298,7 +298,7 @@ def test_part_without_a_record_is_not_sent_again(rig: Any) -> None:
     """Killed between a PUT and its record: the store's own list says that it is there."""
     path = break_upload(rig)
     upload = rig.repository.find_upload(rig.id, SIZE)
-    for stored in list(rig.origin.list_objects(state_prefix(rig.id, upload.upload_id) + "part-")):
+    for stored in list(rig.origin.list_objects(Keys().records(rig.id, upload.upload_id))):
         rig.origin.delete(stored.key)
     rig.upload(path)
     assert rig.stored() == path.read_bytes()
@@ -319,7 +319,7 @@ def test_stored_part_with_other_bytes_is_sent_again(rig: Any) -> None:
     """Somebody put other bytes of the right size in place of part 3, and recorded them."""
     path = break_upload(rig)
     upload = rig.repository.find_upload(rig.id, SIZE)
-    with rig.origin.receive_part(data_key(rig.id), upload.upload_id, 3) as writer:
+    with rig.origin.receive_part(Keys().data(rig.id), upload.upload_id, 3) as writer:
         writer.write(bytes(PART))
         writer.commit()
         rig.repository.commit_part(upload, StoredPart(3, writer.md5, writer.md5))
@@ -343,9 +343,9 @@ def test_upload_that_the_store_forgot_begins_anew(rig: Any, state: str) -> None:
     """The multipart upload is aborted behind the repository's back (a life-cycle rule), its records stay."""
     path = break_upload(rig)
     upload = rig.repository.find_upload(rig.id, SIZE)
-    rig.origin.abort_multipart(data_key(rig.id), upload.upload_id)
+    rig.origin.abort_multipart(Keys().data(rig.id), upload.upload_id)
     if state == "dropped":
-        rig.origin.delete(state_prefix(rig.id, upload.upload_id) + ".meta")
+        rig.origin.delete(Keys().state(rig.id, upload.upload_id) + ".meta")
     rig.upload(path)
     assert rig.stored() == path.read_bytes()
     assert moved(rig) == ALL
@@ -396,7 +396,7 @@ class Dying:
         from score_core.stores.base import ListedPart
 
         listed = [ListedPart(part.number, 0, part.etag) for part in parts]
-        self._repository._store.complete_multipart(data_key(upload.object_id), upload.upload_id, listed)
+        self._repository._buckets.base.data.complete_multipart(Keys().data(upload.object_id), upload.upload_id, listed)
 
     def describe(self, object_id: str) -> Any:
         return self._repository.describe(object_id)

@@ -1,5 +1,6 @@
 """Score's bucket layout byte for byte, old files included, and no crash on damaged ones (protocol section 5)."""
 
+import dataclasses
 import json
 from typing import Any
 
@@ -7,12 +8,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from score_core.errors import ServiceError
+from score_core.errors import ConfigurationError, ObjectNotFound, ServiceError
 from score_core.model import ObjectSpec, Part, StoredPart, Upload
 from score_core.plan import plan_parts
 from score_core.repository import layout
+from score_core.repository.layout import Keys
 
 ID = "3f6c1c8e-2b1d-5a57-9a55-0d6f0f5b2c11"
+MD5_OF_ALL = "4a8a08f09d37b73795649038408b5f33"
 MD5 = "0cc175b9c0f1b6a831c399e269772661"
 GOLDEN_META = (
     b'{"objectKey":"data/3f6c1c8e-2b1d-5a57-9a55-0d6f0f5b2c11","objectId":"3f6c1c8e-2b1d-5a57-9a55-0d6f0f5b2c11","uploadId":"2~QmFz",'
@@ -53,11 +56,15 @@ LEGACY_META = {
 
 def spec() -> ObjectSpec:
     parts = (Part(1, 0, 20_971_520, MD5), Part(2, 20_971_520, 5, "92eb5ffee6ae2fec3ad71c777531578f"))
-    return ObjectSpec(ID, 20_971_525, parts, md5="4a8a08f09d37b73795649038408b5f33", sealed=True, file_name="a.bam")
+    return ObjectSpec(ID, 20_971_525, parts, md5=MD5_OF_ALL, sealed=True, file_name="a.bam", upload_id="2~QmFz")
 
 
 def test_final_meta_is_golden() -> None:
-    assert layout.spec_json(spec(), "2~QmFz") == GOLDEN_META
+    assert layout.spec_json(spec(), f"data/{ID}") == GOLDEN_META
+
+
+def test_relocation_is_never_written() -> None:
+    assert layout.spec_json(dataclasses.replace(spec(), relocated=True), f"data/{ID}") == GOLDEN_META
 
 
 def test_final_meta_is_read_back() -> None:
@@ -66,23 +73,55 @@ def test_final_meta_is_read_back() -> None:
 
 def test_upload_meta_is_golden_and_read_back() -> None:
     upload = Upload(ID, "2~QmFz", 3, plan_parts(3), "4a8a08f09d37b73795649038408b5f33", file_name="a.bam")
-    assert layout.upload_json(upload) == GOLDEN_UPLOAD
+    assert layout.upload_json(upload, f"data/{ID}", {}) == GOLDEN_UPLOAD
     assert layout.read_upload(GOLDEN_UPLOAD, ID) == upload
 
 
 def test_part_record_key_is_golden() -> None:
-    key = layout.record_key("id", "uid", StoredPart(17, MD5, "etag"))
+    key = Keys().record("id", "uid", StoredPart(17, MD5, "etag"))
     assert key == 'upload/id_uid/part-00000011|{"partNumber":17,"md5":"0cc175b9c0f1b6a831c399e269772661","etag":"etag"}'
     assert layout.read_record(key) == StoredPart(17, MD5, "etag")
 
 
 def test_keys_are_golden() -> None:
-    assert (layout.data_key(ID), layout.meta_key(ID)) == (f"data/{ID}", f"data/{ID}.meta")
-    assert (layout.state_prefix(ID), layout.state_prefix(ID, "u")) == (f"upload/{ID}_", f"upload/{ID}_u/")
+    keys = Keys()
+    assert (keys.data(ID), keys.meta(ID)) == (f"data/{ID}", f"data/{ID}.meta")
+    assert (keys.state(ID), keys.state(ID, "u")) == (f"upload/{ID}_", f"upload/{ID}_u/")
+    assert (keys.records(ID, "u"), keys.records(ID, "u", 17)) == (f"upload/{ID}_u/part-", f"upload/{ID}_u/part-00000011|")
+
+
+def test_directories_can_be_others() -> None:
+    keys = Keys("files/of all", "state")
+    assert (keys.data(ID), keys.meta(ID), keys.state(ID)) == (f"files/of all/{ID}", f"files/of all/{ID}.meta", f"state/{ID}_")
+
+
+def test_blank_data_directory_drops_the_prefix() -> None:
+    keys = Keys("")
+    assert (keys.data(ID), keys.meta(ID), keys.data_prefix) == (ID, f"{ID}.meta", "")
+    assert (keys.object_id(ID), keys.object_id(f"data/{ID}"), keys.object_id(f"{ID}.meta")) == (ID, None, None)
+
+
+@pytest.mark.parametrize("directories", [("/data", "upload"), ("data/", "upload"), ("..", "u"), ("a//b", "u"), ("data", ""), ("a", "a")])
+def test_odd_directories_are_refused(directories: tuple[str, str]) -> None:
+    with pytest.raises(ConfigurationError, match="directory"):
+        Keys(*directories)
+
+
+@pytest.mark.parametrize("key", [f"data/{ID}.meta", "data/heliograph", f"database/{ID}", f"data/x/{ID}", ID])
+def test_only_data_keys_are_objects(key: str) -> None:
+    assert Keys().object_id(f"data/{ID}") == ID
+    assert Keys().object_id(key) is None
+
+
+@pytest.mark.parametrize("upload_id", ["", "a/b", "../../data", "a|b", "a\nb", "a" * 1000])
+def test_what_cannot_be_an_upload_makes_no_key(upload_id: str) -> None:
+    for make in (Keys().state, Keys().records):
+        with pytest.raises(ObjectNotFound):
+            make(ID, upload_id)
 
 
 def test_record_keys_sort_like_part_numbers() -> None:
-    keys = [layout.record_key("id", "uid", StoredPart(number, MD5, MD5)) for number in range(1, 10_001)]
+    keys = [Keys().record("id", "uid", StoredPart(number, MD5, MD5)) for number in range(1, 10_001)]
     assert keys == sorted(keys)
 
 
@@ -90,6 +129,21 @@ def test_legacy_meta_is_read() -> None:
     read = layout.read_spec(json.dumps(LEGACY_META).encode(), ID)
     assert [(part.number, part.offset, part.md5) for part in read.parts] == [(1, 0, None), (2, 1 << 30, None)]
     assert (read.size, read.md5, read.sealed) == ((1 << 30) + 7, None, False)
+
+
+def test_missing_part_md5s_of_java_are_unknown() -> None:
+    """What a Java server writes for a part without a record (protocol section 3.11, step 3)."""
+    meta = json.loads(GOLDEN_META)
+    meta["parts"][0]["sourceMd5"] = "<missing>"
+    del meta["parts"][1]["sourceMd5"]
+    assert [part.md5 for part in layout.read_spec(json.dumps(meta).encode(), ID).parts] == [None, None]
+
+
+def test_kept_urls_are_in_the_upload_meta_only() -> None:
+    upload = Upload(ID, "2~QmFz", 3, plan_parts(3), None)
+    data = json.loads(layout.upload_json(upload, f"data/{ID}", {1: "https://h/?Signature=s"}))
+    assert [part["url"] for part in data["parts"]] == ["https://h/?Signature=s"]
+    assert layout.read_upload(json.dumps(data).encode(), ID) == upload
 
 
 @pytest.mark.parametrize("written", ["4a8a08f09d37b73795649038408b5f33", "4A8A08F09D37B73795649038408B5F33", "SooI8J03tzeVZJA4QItfMw=="])
