@@ -47,7 +47,7 @@ _log = logging.getLogger(__name__)
 _FINISH_TIMEOUT_S: Final = 900.0  # a store may take minutes to put 10,000 parts together
 _PROBE_TIMEOUT_S: Final = 10.0
 _UNKNOWN_LIFE_S: Final = 300.0  # of a URL that does not say until when it is good
-_ASK_AGAIN_S: Final = 5.0  # a part that is tried again soon gets the same URL: asking means all parts' URLs
+_ASK_AGAIN_S: Final = 5.0  # a server is not asked for URLs more often than this because of failures: it answers with all parts' URLs
 _MARGIN_S: Final = 30.0
 _FEW_ATTEMPTS: Final = 3  # before finding out whether an upload that answers 503 is dead (3.9, step 2)
 _SURELY_OVER: Final = 3  # refusals after a lost answer to finalise before it is taken that nothing is running there any more (21.16)
@@ -57,12 +57,15 @@ _NO_ETAG: Final = "no-such-etag"
 
 @dataclass(slots=True)
 class _PutUrls:
-    """The PUT URLs of one upload, as of one answer. `asked_at` is monotonic; `skew_s` is what the server's clock is ahead of ours."""
+    """The PUT URLs of one upload, as of one answer. `asked_at` is monotonic; `skew_s` is what the server's clock is ahead of ours.
+
+    `given` are the parts whose URL was handed out since: who asks again has met a failure.
+    """
 
     urls: dict[int, str]
     asked_at: float
     skew_s: float
-    given: dict[int, float] = field(default_factory=dict)
+    given: set[int] = field(default_factory=set)
 
 
 class RemoteRepository:
@@ -71,8 +74,9 @@ class RemoteRepository:
     `data_hosts`, if not empty, are the only hosts that signed URLs may lead to. No token ever goes to them.
     """
 
-    def __init__(self, client: ServiceClient, *, data_hosts: Sequence[str] = ()) -> None:
+    def __init__(self, client: ServiceClient, *, data_hosts: Sequence[str] = (), clock: Callable[[], float] = time.monotonic) -> None:
         self._client = client
+        self._clock = clock
         self._data_hosts = frozenset(host.lower() for host in data_hosts)
         self._allows_plain_data = client.options.allow_plain_http or urlsplit(client.url).scheme == "http"
         self._lock = threading.Lock()
@@ -266,24 +270,24 @@ class RemoteRepository:
         with self._lock:
             if not all(self._may_give(upload.upload_id, part.number) for part in parts):
                 self._ask_for_urls(upload, parts)
-            known, now = self._puts[upload.upload_id], time.monotonic()
+            known = self._puts[upload.upload_id]
             signed = []
             for part in parts:
                 url = known.urls.get(part.number)
                 if url is None:
                     raise ServiceError(f"{self.label} gives no URL for part {part.number} of object {upload.object_id}; ask its operator")
-                known.given[part.number] = now
+                known.given.add(part.number)
                 # Content-MD5 need not be signed for the store to check it; whether it does, the session finds out before it relies on it.
                 headers = {"Content-MD5": md5_base64(str(part.md5))} if content_md5 else {}
                 signed.append(self._signed("PUT", url, headers, skew_s=known.skew_s))
             return signed
 
     def _may_give(self, upload_id: str, number: int) -> bool:
-        """Whether the URL at hand will do: good by its own word, and not one that failed a while ago."""
+        """Whether the URL at hand will do: good by its own word, and not given before, unless the server was asked just now."""
         if not self._is_good(upload_id, number):
             return False
         known = self._puts[upload_id]
-        return number not in known.given or time.monotonic() - known.given[number] < _ASK_AGAIN_S
+        return number not in known.given or self._clock() - known.asked_at < _ASK_AGAIN_S
 
     def _is_good(self, upload_id: str, number: int) -> bool:
         known = self._puts.get(upload_id)
@@ -292,7 +296,7 @@ class RemoteRepository:
             return False
         signed_at, expires_at = wire.lifetime_of(url)
         if expires_at is None:
-            return time.monotonic() - known.asked_at < _UNKNOWN_LIFE_S
+            return self._clock() - known.asked_at < _UNKNOWN_LIFE_S
         margin_s = _MARGIN_S if signed_at is None else min(_MARGIN_S, (expires_at - signed_at) / 5)
         return time.time() + known.skew_s < expires_at - margin_s
 
@@ -310,7 +314,7 @@ class RemoteRepository:
         return ObjectNotFound(f"The upload of object {upload.object_id} is gone from {self.label}; upload it again", status=404)
 
     def _remember(self, upload: Upload, urls: dict[int, str], response: httpx.Response) -> None:
-        self._puts[upload.upload_id] = _PutUrls(urls, time.monotonic(), _skew_s(response))
+        self._puts[upload.upload_id] = _PutUrls(urls, self._clock(), _skew_s(response))
 
     def commit_part(self, upload: Upload, part: StoredPart) -> None:
         path = f"/upload/{upload.object_id}/parts"
