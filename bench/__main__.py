@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Final
 
 from bench.measure import BenchFailed, Run, alternate, run
+from bench.rest import bench_rest
 from bench.servers import nginx, sink
 from score_core.operations import file_md5
 from score_core.plan import plan_parts
@@ -55,6 +56,8 @@ def main() -> int:
                 _bench_size(work, size, given.rounds if size <= _LARGE_BYTES else 1)
         if given.only in (None, "prefect"):
             _bench_prefect(work, given.rounds)
+        if given.only in (None, "rest"):
+            bench_rest(work)
         if given.only in (None, "start"):
             _bench_start(given.rounds)
     finally:
@@ -246,7 +249,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="scripts/bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", type=_sizes, default=_sizes("64M,256M,1G,4G"), help="default 64M,256M,1G,4G")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--only", choices=["transfer", "prefect", "start"])
+    parser.add_argument("--only", choices=["transfer", "prefect", "rest", "start"])
     parser.add_argument("--dir", help="where to work: needs five times the largest size")
     return parser
 

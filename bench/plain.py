@@ -40,7 +40,7 @@ class PlainRepository:
     def sign_external(self, object_id: str) -> SignedUrl:
         return SignedUrl("GET", self._address, _FOR_EVER)
 
-    def find_upload(self, object_id: str) -> Upload | None:
+    def find_upload(self, object_id: str, size: int) -> Upload | None:
         return None
 
     def begin_upload(self, object_id: str, size: int, *, md5: str, file_name: str | None = None, overwrite: bool = False) -> Upload:
@@ -61,6 +61,7 @@ class PlainRepository:
     def list_uploads(self) -> Iterator[UploadInfo]:
         return iter(())
 
+    def check(self) -> None: ...
     def close(self) -> None: ...
 
 

@@ -42,7 +42,7 @@ def _reported(given: argparse.Namespace) -> int:
             if given.command == "demo":
                 from flows.demo import demo
 
-                return demo(Path(given.dir) if given.dir else None, started_s=started_s)
+                return demo(Path(given.dir) if given.dir else None, started_s=started_s, server=given.server)
             outcome = _FLOWS[given.command](given)
     except BatchError as error:
         return _told(given, [dataclasses.asdict(report) for report in error.reports], str(error), error.exit_code)
@@ -224,6 +224,7 @@ def _parser() -> argparse.ArgumentParser:
     batch.add_argument("--output-layout", default="filename", choices=["filename", "bundle", "id"])
     demo = commands.add_parser("demo", help="upload, kill, resume, download and verify real files, and show what happened")
     demo.add_argument("--dir", help="where to work; by default a folder that is removed at the end")
+    demo.add_argument("--server", action="store_true", help="through a Score server, over HTTP with a token: register and publish, too")
     server = commands.add_parser("server", help="start, stop or look at the local Prefect server", add_help=False)
     server.add_argument("rest", nargs=argparse.REMAINDER)
     return parser

@@ -11,13 +11,17 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Final
 
 from flows.batch import batch
 from flows.download import download
 from flows.upload import upload
+from score_core.errors import ScoreError
+from score_core.metadata.base import Analysis
+from score_core.metadata.registering import new_file, register
 from score_core.operations import file_md5
 from score_core.repository.base import Repository
 from score_core.transfer.files import journal_path
@@ -35,29 +39,56 @@ REAL_FILES: Final = (
 )
 GENERATED_BYTES: Final = 256 << 20
 _SEED: Final = 12878
+_STUDY: Final = "DEMO"
 _SPACE: Final = uuid.UUID("6ba7b811-9dad-11d1-80b4-00c04fd430c8")
 _KILL_TIMEOUT_S: Final = 120.0
 
 Report = dict[str, Any]
 
 
-def demo(folder: Path | None, *, started_s: float) -> int:
-    """Runs the demo in `folder` (a temporary one by default); 0 only if every byte came back as it went."""
+def demo(folder: Path | None, *, started_s: float, server: bool = False) -> int:
+    """Runs the demo in `folder` (a temporary one by default); 0 only if every byte came back as it went.
+
+    With `server`, everything goes through a Score server in a process of its own, over HTTP with a token: files are registered and
+    published besides.
+    """
     print(f"Prefect is ready after {started_s:.1f} s.")
     work = folder or Path(tempfile.mkdtemp(prefix="score-demo-"))
     work.mkdir(parents=True, exist_ok=True)
     os.environ.update(SCORE_DATA_DIR=str(work / "data"), SCORE_STORE=(work / "store").as_uri())
     try:
-        return _demo(work)
+        with _serving(work) if server else nullcontext():
+            return _demo(work, registers=server)
     finally:
         if folder is None:
             shutil.rmtree(work, ignore_errors=True)
 
 
-def _demo(work: Path) -> int:
+@contextmanager
+def _serving(work: Path) -> Iterator[None]:
+    """`score serve` on a free port, and an environment in which it is found."""
+    environment = {name: value for name, value in os.environ.items() if name not in {"SCORE_URL", "STORAGE_URL", "METADATA_URL"}}
+    command = [sys.executable, "-m", "score_core.cli", "serve", "--port", "0"]
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    try:
+        assert process.stdout is not None
+        url = process.stdout.readline().strip()
+        if not url:
+            raise ScoreError("`score serve` did not start; run it by itself to see why")
+        del os.environ["SCORE_STORE"]
+        os.environ.update(SCORE_URL=url, SCORE_TOKEN_FILE=str(work / "data" / "token"), SCORE_DATA_DIR=str(work / "client"))
+        print(f"A Score server listens on {url}; its clients need a token.")
+        yield
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def _demo(work: Path, *, registers: bool) -> int:
     began = time.monotonic()
     files = _files(work)
-    ids = {path: str(uuid.uuid5(_SPACE, path.name)) for path in files}
+    analysis = _registered(files) if registers else None
+    ids = _ids(files, analysis)
     md5s = {path: file_md5(path) for path in files}
     big = files[-1]
     out = work / "downloaded"
@@ -72,6 +103,8 @@ def _demo(work: Path) -> int:
     )
     uploads.append(upload(str(big), ids[big], md5s[big]))
     _tell_resume(killed, uploads[-1])
+    if analysis is not None:
+        _publish(analysis)
 
     print(f"3. Download {big.name}; kill -9 half-way.")
     journal = journal_path(out / big.name)
@@ -80,7 +113,11 @@ def _demo(work: Path) -> int:
     _tell_resume(killed, downloads[0])
 
     print(f"4. Download the other {len(files) - 1} files as one batch.")
-    downloads = [*batch(str(_download_manifest(work, files[:-1], ids, md5s)), "download", str(out)), *downloads]
+    if analysis is None:
+        downloads = [*batch(str(_download_manifest(work, files[:-1], ids, md5s)), "download", str(out)), *downloads]
+    else:
+        others = batch(None, "download", str(out), study_id=analysis.study_id, analysis_id=analysis.analysis_id)
+        downloads = _in_order(files, [*others, *downloads])
 
     print("5. Compare every file with what was uploaded, by MD5.\n")
     verified = {path: file_md5(out / path.name) == md5s[path] for path in files}
@@ -88,6 +125,33 @@ def _demo(work: Path) -> int:
     good = all(verified.values()) and repository.find_upload(ids[big], GENERATED_BYTES) is None
     print(f"\n{'All files verified' if good else 'NOT all files verified'}; {time.monotonic() - began:.1f} s.")
     return 0 if good else 1
+
+
+def _registered(files: list[Path]) -> Analysis:
+    metadata = sessions.metadata(None)
+    assert metadata is not None  # the server keeps some
+    analysis = register(metadata, _STUDY, [new_file(path) for path in files])
+    print(f"\n0. Registered {len(files)} files as analysis {analysis.analysis_id} of study {_STUDY}: {analysis.state}.")
+    return analysis
+
+
+def _publish(analysis: Analysis) -> None:
+    metadata = sessions.metadata(None)
+    assert metadata is not None
+    metadata.publish(analysis.study_id, analysis.analysis_id)
+    print("   Published: the server has compared size and MD5 of every file with what was registered.")
+
+
+def _ids(files: list[Path], analysis: Analysis | None) -> dict[Path, str]:
+    if analysis is None:
+        return {path: str(uuid.uuid5(_SPACE, path.name)) for path in files}
+    given = {record.file_name: record.object_id for record in analysis.files}
+    return {path: given[path.name] for path in files}
+
+
+def _in_order(files: list[Path], reports: list[Report]) -> list[Report]:
+    by_name = {Path(report["path"]).name: report for report in reports}
+    return [by_name[path.name] for path in files]
 
 
 def _files(work: Path) -> list[Path]:

@@ -1,0 +1,351 @@
+"""Score's REST API over a `DirectRepository` (protocol sections 2 and 3).
+
+Handlers are plain functions: the server runs each in a thread, where it may wait for the store. Every parameter travels in the query; no
+request body is read. Unknown parameters are ignored.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Annotated, Any, Final
+
+import orjson
+from cachetools import TTLCache
+from fastapi import APIRouter, Path, Query, Request, Response
+from fastapi.responses import PlainTextResponse
+
+from score_core.checksum import is_md5_shaped, parse_md5
+from score_core.errors import Conflict, ScoreError
+from score_core.ids import check_object_id
+from score_core.model import ByteRange, ObjectSpec, StoredPart, Upload
+from score_core.plan import MAX_PARTS, plan_parts
+from score_core.repository import wire
+from score_core.repository.direct import DirectRepository
+from score_core.server.access import Gate
+from score_core.server.errors import Refusal
+
+_INT64: Final = 2**63 - 1
+_MAX_ETAG: Final = 256  # the record of a part is an object's key, which S3 limits to 1024 bytes
+_KEPT_BYTES: Final = 64 << 20
+_SPEC_LIFE_S: Final = 10.0
+_HEALTH_LIFE_S: Final = 3.0
+_LISTING_LIFE_S: Final = 60.0
+
+ObjectId = Annotated[str, Path(description="The object's UUID.", examples=["3f6c1c8e-2b1d-5a57-9a55-0d6f0f5b2c11"])]
+Int64 = Annotated[int, Query(ge=-_INT64 - 1, le=_INT64)]
+Size = Annotated[int, Query(ge=0, le=_INT64, description="Bytes.")]
+UploadId = Annotated[str, Query(min_length=1, max_length=1024)]
+Number = Annotated[int, Query(ge=1, le=MAX_PARTS, description="From 1.")]
+
+_PROBLEM: Final = {"description": "Spring's error JSON, with a message"}
+_RESPONSES: Final[dict[int | str, dict[str, Any]]] = {
+    400: _PROBLEM,
+    401: {"description": "The token is bad or expired; no body"},
+    403: {"description": "The token lacks the scope; a sentence", "content": {"text/plain": {}}},
+    404: _PROBLEM,
+    503: _PROBLEM,
+}
+
+
+class _Json(Response):
+    """JSON by orjson: a specification of 10,000 parts in milliseconds."""
+
+    media_type = "application/json"
+
+    def render(self, content: Any) -> bytes:
+        return content if isinstance(content, bytes) else orjson.dumps(content)
+
+
+class ScoreRoutes:
+    """The endpoints. `marks_md5` lets Java clients pass over stored parts unchecked (21.1).
+
+    `etags_are_md5` refuses a part whose MD5 is not its ETag: right for every store but those that encrypt with keys of their own.
+    """
+
+    def __init__(self, repository: DirectRepository, gate: Gate, *, marks_md5: bool = False, etags_are_md5: bool = True) -> None:
+        self._repository = repository
+        self._gate = gate
+        self._marks_md5 = marks_md5
+        self._etags_are_md5 = etags_are_md5
+        self._specs = _Kept(_KEPT_BYTES, _SPEC_LIFE_S)
+        self._listing = _Kept(_KEPT_BYTES, _LISTING_LIFE_S)
+        self._health = _Kept(_KEPT_BYTES, _HEALTH_LIFE_S)
+
+    def router(self) -> APIRouter:
+        """All endpoints. Fixed paths come before those with an id in their place."""
+        router = APIRouter(tags=["score"])
+        text: dict[str, Any] = {"response_class": PlainTextResponse}
+        empty: dict[str, Any] = {"response_class": Response, "status_code": 200}
+        for method, path, handler, options in (
+            ("GET", "/profile", self.profile, text),
+            ("GET", "/listing", self.listing, {}),
+            ("GET", "/actuator/health", self.health, {}),
+            ("GET", "/health", self.health, {}),
+            ("GET", "/uploads", self.uploads, {}),
+            ("GET", "/download/ping", self.ping, text),
+            ("GET", "/download/{object_id}", self.download, {}),
+            ("GET", "/upload/test/{object_id}", self.test, text),
+            ("GET", "/upload/{object_id}", self.exists, {}),
+            ("GET", "/upload/{object_id}/status", self.status, {}),
+            ("POST", "/upload/{object_id}/uploads", self.initiate, {}),
+            ("POST", "/upload/{object_id}/parts", self.finalise_part, empty),
+            ("DELETE", "/upload/{object_id}/parts", self.delete_part, empty),
+            ("POST", "/upload/{object_id}/recovery", self.recovery, empty),
+            ("POST", "/upload/{object_id}", self.finalise, empty),
+            ("DELETE", "/upload/{object_id}", self.cancel, empty),
+        ):
+            router.add_api_route(path, handler, methods=[method], responses=_RESPONSES, response_model=None, **options)
+        return router
+
+    # The server
+
+    def profile(self, request: Request) -> str:
+        """The flavour of storage: what Java clients build their data plane from (3.3)."""
+        self._gate.caller(request)
+        return "s3"
+
+    def listing(self, request: Request) -> Response:
+        """Every stored object, for every good token, as Java servers do (3.4). At most a minute old."""
+        self._gate.known(request)
+        return _Json(self._listing.get("", lambda: orjson.dumps(wire.listing_body(self._repository.list_objects()))))
+
+    def uploads(self, request: Request) -> Response:
+        """Ours: all unfinished uploads, for the system's upload scope."""
+        self._gate.for_operation(request)
+        return _Json(wire.uploads_body(self._repository.list_uploads()))
+
+    def health(self, request: Request) -> Response:
+        """UP, or 503 OUT_OF_SERVICE when the store is not reached (3.14)."""
+        self._gate.caller(request)
+        body = self._health.get("", self._looked_at)
+        return _Json(body, 200 if b"UP" in body else 503)
+
+    def _looked_at(self) -> bytes:
+        try:
+            self._repository.check()
+        except ScoreError:
+            return b'{"status":"OUT_OF_SERVICE"}'
+        return b'{"status":"UP"}'
+
+    def ping(self, request: Request) -> str:
+        """A URL of the sentinel, a small object that proves that URLs of the store lead somewhere (3.5)."""
+        self._gate.caller(request)
+        return self._repository.sign_sentinel().url
+
+    # Downloads
+
+    def download(
+        self,
+        request: Request,
+        object_id: ObjectId,
+        offset: Annotated[Int64, Query(description="The first byte wanted.")],
+        length: Annotated[Int64, Query(description="Bytes wanted; negative: to the end.")],
+        external: Annotated[bool, Query(description="One URL for the whole object.")] = False,
+        exclude_urls: Annotated[bool, Query(alias="exclude-urls", description="Describe only.")] = False,
+    ) -> Response:
+        """The specification of an object, or of a range of it, with a signed URL for each part (3.6)."""
+        object_id = check_object_id(object_id)
+        entity = self._gate.for_download(request, object_id)
+        if not exclude_urls:
+            self._gate.require(object_id, "PUBLISHED", entity)
+        if external or offset != 0 or length >= 0:
+            return _Json(self._piece(object_id, offset, length, external=external, signs=not exclude_urls))
+        if exclude_urls:
+            return _Json(self._whole(object_id, signs=False))
+        return _Json(self._specs.get(object_id, lambda: self._whole(object_id, signs=True)))
+
+    def _whole(self, object_id: str, *, signs: bool) -> bytes:
+        spec = self._repository.describe(object_id)
+        return orjson.dumps(wire.spec_body(self._key(object_id), spec, spec.upload_id or object_id, self._get_urls(spec, signs=signs)))
+
+    def _piece(self, object_id: str, offset: int, length: int, *, external: bool, signs: bool) -> bytes:
+        """Steps 7 and 8: other parts than those that were uploaded, or one URL for everything."""
+        spec = self._repository.describe(object_id)
+        if offset < 0 or offset > spec.size or (length > 0 and offset + length > spec.size):
+            raise Refusal(400, f"Object {object_id} has {spec.size} bytes: there is no range of {length} from {offset}", code="range")
+        if external:
+            url = self._repository.sign_external(object_id).url if signs else None
+            return orjson.dumps(wire.external_body(self._key(object_id), spec, length, url))
+        size = spec.size - offset if length < 0 else length
+        parts = plan_parts(size, offset=offset, minimum=self._repository.part_size_bytes)
+        piece = ObjectSpec(object_id, size, parts, md5=spec.md5, etag=spec.etag, file_name=spec.file_name, relocated=spec.relocated)
+        return orjson.dumps(wire.spec_body(self._key(object_id), piece, object_id, self._get_urls(piece, signs=signs)))
+
+    def _get_urls(self, spec: ObjectSpec, *, signs: bool) -> wire.Urls | None:
+        if not signs:
+            return None
+        ranges = [ByteRange(part.offset, part.size) for part in spec.parts]
+        return {part.number: url.url for part, url in zip(spec.parts, self._repository.sign_downloads(spec, ranges), strict=True)}
+
+    # Uploads
+
+    def test(self, request: Request, object_id: ObjectId) -> str:
+        """A short text, if the caller may upload this object (3.13)."""
+        self._gate.for_upload(request, check_object_id(object_id))
+        return "allowed"
+
+    def exists(self, request: Request, object_id: ObjectId) -> Response:
+        """`true` or `false`: whether the object is published in the store (3.7)."""
+        object_id = check_object_id(object_id)
+        self._gate.for_upload(request, object_id)
+        return _Json(self._repository.exists(object_id))
+
+    def status(self, request: Request, object_id: ObjectId, size: Annotated[Size, Query(alias="fileSize")]) -> Response:
+        """The upload in progress: its parts, which of them are stored, and new URLs for all (3.12)."""
+        upload = self._in_progress(request, object_id, size)
+        return _Json(wire.progress_body(upload, self._put_urls(upload), marks_md5=self._marks_md5))
+
+    def recovery(self, request: Request, object_id: ObjectId, size: Annotated[Size, Query(alias="fileSize")]) -> Response:
+        """Nothing, if an upload of that size is in progress (3.12)."""
+        self._in_progress(request, object_id, size)
+        return Response()
+
+    def _in_progress(self, request: Request, object_id: str, size: int) -> Upload:
+        object_id = check_object_id(object_id)
+        self._gate.for_upload(request, object_id)
+        upload = self._repository.find_upload(object_id, size)
+        if upload is None:
+            raise Refusal(404, f"No upload of object {object_id} is in progress", code="no-upload")
+        return upload
+
+    def initiate(
+        self,
+        request: Request,
+        object_id: ObjectId,
+        size: Annotated[Size, Query(alias="fileSize")],
+        overwrite: bool = False,
+        md5: Annotated[str | None, Query(max_length=64, description="What the whole file's MD5 is going to be, in hex.")] = None,
+        file_name: Annotated[str | None, Query(alias="fileName", max_length=255)] = None,
+    ) -> Response:
+        """Begins an upload and drops an unfinished older one. Answers the part table with a signed URL for each part (3.8)."""
+        object_id = check_object_id(object_id)
+        self._gate.for_upload(request, object_id)
+        promised = parse_md5(md5) if md5 else None
+        if md5 and promised is None:
+            raise Refusal(400, "md5 is not an MD5 of 32 hex digits", code="bad-md5")
+        if self._gate.metadata is not None:
+            entity = self._gate.entity(object_id)
+            self._gate.require(object_id, "UNPUBLISHED", entity)
+            self._check_registered(object_id, size, promised)
+            file_name = entity.file_name
+        try:
+            upload = self._repository.begin_upload(object_id, size, md5=promised, file_name=file_name, overwrite=overwrite)
+        except Conflict as error:
+            raise Refusal(400, str(error), code="exists") from None
+        return _Json(wire.begun_body(self._key(object_id), upload, self._put_urls(upload)))
+
+    def _check_registered(self, object_id: str, size: int, md5: str | None) -> None:
+        """A file that could never be published is refused before a byte of it is sent (section 22)."""
+        record = self._gate.registered(object_id)
+        if record is None:
+            return
+        if record.size != size:
+            raise Refusal(400, f"Object {object_id} was registered with {record.size} bytes, not {size}", code="registered-otherwise")
+        if record.md5 is not None and md5 is not None and record.md5 != md5:
+            raise Refusal(400, f"Object {object_id} was registered with MD5 {record.md5}, not {md5}", code="registered-otherwise")
+
+    def finalise_part(
+        self,
+        request: Request,
+        object_id: ObjectId,
+        number: Annotated[Number, Query(alias="partNumber")],
+        upload_id: Annotated[UploadId, Query(alias="uploadId")],
+        md5: Annotated[str, Query(description="Of the part, in hex.")],
+        etag: Annotated[str, Query(max_length=_MAX_ETAG, description="What the store answered to the part's PUT, without quotes.")],
+    ) -> Response:
+        """Records a part that the store holds with this ETag. The same again changes nothing (3.9)."""
+        object_id = check_object_id(object_id)
+        self._gate.for_upload(request, object_id)
+        etag, parsed = etag.strip('"'), parse_md5(md5)
+        if not etag or parsed is None:
+            raise Refusal(400, f"Part {number} needs its MD5 of 32 hex digits and its ETag", code="bad-md5")
+        if self._etags_are_md5 and is_md5_shaped(etag) and etag != parsed:
+            raise Refusal(400, f"Part {number} is stored with MD5 {etag}, not {parsed}", code="wrong-md5")
+        self._repository.record_part(object_id, upload_id, StoredPart(number, parsed, etag))
+        return Response()
+
+    def delete_part(
+        self,
+        request: Request,
+        object_id: ObjectId,
+        number: Annotated[Number, Query(alias="partNumber")],
+        upload_id: Annotated[UploadId, Query(alias="uploadId")],
+    ) -> Response:
+        """Forgets that a part is stored; quiet when it was not known (3.10)."""
+        object_id = check_object_id(object_id)
+        self._gate.for_upload(request, object_id)
+        self._repository.forget_part(object_id, upload_id, number)
+        return Response()
+
+    def finalise(
+        self,
+        request: Request,
+        object_id: ObjectId,
+        upload_id: Annotated[UploadId, Query(alias="uploadId")],
+        sealed: Annotated[bool, Query(description="Ours: the uploader has proven the whole MD5 on the same bytes.")] = False,
+    ) -> Response:
+        """Publishes the object from its recorded parts. The same again, after success, is success (3.11)."""
+        object_id = check_object_id(object_id)
+        self._gate.for_upload(request, object_id)
+        if not self._gate.is_unpublished(object_id) and self._repository.is_in_progress(object_id, upload_id):
+            raise Refusal(400, f"Object {object_id} cannot be replaced: its analysis is not UNPUBLISHED", code="wrong-state")
+        try:
+            self._repository.finish(object_id, upload_id, sealed=sealed)
+        except Conflict as error:
+            raise Refusal(400, str(error), code="incomplete") from None
+        self._specs.forget(object_id)
+        return Response()
+
+    def cancel(self, request: Request, object_id: ObjectId) -> Response:
+        """Drops the unfinished uploads of the object and their parts (3.12)."""
+        object_id = check_object_id(object_id)
+        self._gate.for_upload(request, object_id)
+        if not self._repository.abort(object_id):
+            raise Refusal(404, f"No upload of object {object_id} is in progress", code="no-upload")
+        return Response()
+
+    def _put_urls(self, upload: Upload) -> wire.Urls:
+        return {part.number: url.url for part, url in zip(upload.parts, self._repository.sign_uploads(upload, upload.parts), strict=True)}
+
+    def _key(self, object_id: str) -> str:
+        return self._repository.keys.data(object_id)
+
+
+class _Kept:
+    """Answers that are good for some seconds, by key. Who asks for one that is being made waits for it. Thread-safe."""
+
+    def __init__(self, max_bytes: int, life_s: float) -> None:
+        self._max_bytes = max_bytes
+        self._answers: TTLCache[str, bytes] = TTLCache(max_bytes, life_s, timer=time.monotonic, getsizeof=len)
+        self._making: dict[str, threading.Lock] = {}
+        self._lock = threading.Lock()
+
+    def get(self, key: str, make: Callable[[], bytes]) -> bytes:
+        """The answer at hand, or a new one. What `make` raises is nobody else's answer."""
+        with self._lock:
+            known = self._answers.get(key)
+            making = self._making.setdefault(key, threading.Lock()) if known is None else None
+        if making is None:
+            assert known is not None
+            return known
+        with making:
+            with self._lock:
+                known = self._answers.get(key)
+            return self._made(key, make) if known is None else known
+
+    def _made(self, key: str, make: Callable[[], bytes]) -> bytes:
+        try:
+            answer = make()
+            with self._lock:
+                if len(answer) <= self._max_bytes:
+                    self._answers[key] = answer
+            return answer
+        finally:
+            with self._lock:
+                self._making.pop(key, None)
+
+    def forget(self, key: str) -> None:
+        with self._lock:
+            self._answers.pop(key, None)
