@@ -62,7 +62,7 @@ class _PutUrls:
     `given` are the parts whose URL was handed out since: who asks again has met a failure.
     """
 
-    urls: dict[int, str]
+    urls: dict[int, str] = field(repr=False)
     asked_at: float
     skew_s: float
     given: set[int] = field(default_factory=set)
