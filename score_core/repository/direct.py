@@ -161,12 +161,26 @@ class DirectRepository:
             except ObjectNotFound:
                 self._settle(upload)
                 continue
-            stored = _really_stored(upload, listed)
+            stored = self._really_stored(upload, listed)
             for record in upload.stored.values():
                 if stored.get(record.number) != record:
                     state.remove(upload, record)
             return dataclasses.replace(upload, stored=stored)
         return None
+
+    def _really_stored(self, upload: Upload, listed: dict[int, ListedPart]) -> dict[int, StoredPart]:
+        """What is recorded *and* there; and what is there without a record, if its ETag can be its MD5 (a crash between PUT and record)."""
+        key, store, stored = self.keys.data(upload.object_id), self._home(upload.object_id).data, {}
+        for part in upload.parts:
+            there, record = listed.get(part.number), upload.stored.get(part.number)
+            if there is None or there.size != part.size:
+                continue
+            # SeaweedFS keeps all versions of a part that was sent again and completes from any: then the list shows one of them.
+            if record is not None and (record.etag == there.etag or store.holds_part(key, upload.upload_id, part.number, record.etag)):
+                stored[part.number] = record
+            elif is_md5_shaped(there.etag):
+                stored[part.number] = StoredPart(part.number, there.etag, there.etag)
+        return stored
 
     def _settle(self, upload: Upload) -> None:
         """An upload without a multipart upload behind it: completed, but the answer or the process was lost; or aborted elsewhere."""
@@ -190,10 +204,33 @@ class DirectRepository:
         upload_id = self._home(object_id).data.create_multipart(self.keys.data(object_id)) if parts else _EMPTY_UPLOAD_ID
         upload = Upload(object_id, upload_id, size, parts, md5, file_name=file_name)
         self._state(object_id).save(upload, self._kept_urls(upload))
+        self._drop_older(upload)
         if not overwrite and self.exists(object_id):  # published by somebody else between our look and our beginning
             self._drop(object_id, upload_id, self._home(object_id))
             raise Conflict(f"Object {object_id} was published in {self.label} by another upload in the same moment; --force replaces it")
         return upload
+
+    def _drop_older(self, upload: Upload) -> None:
+        """Of uploads that began in the same moment one stays: the one that all of them see as the newest drops the others."""
+        uploads = self._state(upload.object_id).uploads(upload.object_id)
+        if uploads and uploads[0].upload_id == upload.upload_id:
+            for older in uploads[1:]:
+                self._drop(older.object_id, older.upload_id, self._home(older.object_id))
+
+    def _outlive_others(self, upload: Upload) -> None:
+        """Of uploads that began in the same moment, after each had dropped what was there, one goes on; all agree which."""
+        key, home = self.keys.data(upload.object_id), self._home(upload.object_id)
+        began = {row.upload_id: (row.started_at, row.upload_id) for row in home.data.list_multiparts(key) if row.key == key}
+        ours = began.pop(upload.upload_id, None)
+        if ours is None:
+            return  # dropped by another; or the store lists late. The first part that is sent tells
+        if any(other > ours for other in began.values()):
+            self._drop(upload.object_id, upload.upload_id, home)
+            raise Conflict(
+                f"Another upload of object {upload.object_id} began in {self.label} in the same moment; wait for it, or try again"
+            )
+        for upload_id in began:
+            self._drop(upload.object_id, upload_id, home)
 
     def _kept_urls(self, upload: Upload) -> dict[int, str]:
         if not self._keep_upload_urls:
@@ -397,21 +434,6 @@ def _etag(store: MultipartStore, key: str) -> str | None:
         return store.head(key).etag
     except ObjectNotFound:
         return None
-
-
-def _really_stored(upload: Upload, listed: dict[int, ListedPart]) -> dict[int, StoredPart]:
-    """What is recorded *and* there; and what is there without a record, if its ETag can be its MD5 (a crash between PUT and record)."""
-    stored = {}
-    for part in upload.parts:
-        there = listed.get(part.number)
-        if there is None or there.size != part.size:
-            continue
-        record = upload.stored.get(part.number)
-        if record is not None and record.etag == there.etag:
-            stored[part.number] = record
-        elif is_md5_shaped(there.etag):
-            stored[part.number] = StoredPart(part.number, there.etag, there.etag)
-    return stored
 
 
 def _etags_are_md5s(parts: Sequence[StoredPart]) -> bool:

@@ -10,7 +10,8 @@ import pytest
 from score_core.stores.s3 import S3Store
 from score_core.testing.servers import S3Endpoint, find_weed, moto_s3, seaweedfs
 
-pytest.register_assert_rewrite("score_core.testing.stores")  # so that failures of the shared suites show their values
+for _suite in ("stores", "repositories", "metadata"):
+    pytest.register_assert_rewrite(f"score_core.testing.{_suite}")  # so that failures of the shared suites show their values
 
 StoreFactory = Callable[[S3Endpoint], S3Store]
 

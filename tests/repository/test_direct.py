@@ -76,7 +76,6 @@ class TestOverMoto(OverHttp):
 @pytest.mark.s3
 class TestOverSeaweed(OverHttp):
     part_size: ClassVar[int] = 5 * MIB
-    lists_newest_parts: ClassVar[bool] = False  # one or the other, at random (4.48); it completes by ETag, so the bytes are right
 
     @pytest.fixture
     def repository(self, seaweedfs_server: S3Endpoint, s3_store_factory: StoreFactory) -> Repository:

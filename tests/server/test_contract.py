@@ -44,7 +44,6 @@ class TestOverServerOverFolder(OverServer):
 @pytest.mark.s3
 class TestOverServerOverSeaweed(OverServer):
     part_size: ClassVar[int] = 5 * MIB
-    lists_newest_parts: ClassVar[bool] = False  # as for the store alone
 
     @pytest.fixture
     def repository(self, start_site: StartSite, seaweedfs_server: S3Endpoint, s3_store_factory: StoreFactory) -> Iterator[Repository]:
@@ -115,7 +114,6 @@ class TestOverTwoServersOverFolder(OverTwoServers):
 @pytest.mark.s3
 class TestOverTwoServersOverSeaweed(OverTwoServers):
     part_size: ClassVar[int] = 5 * MIB
-    lists_newest_parts: ClassVar[bool] = False
 
     @pytest.fixture(scope="class")
     @classmethod
