@@ -76,6 +76,7 @@ class TestOverMoto(OverHttp):
 @pytest.mark.s3
 class TestOverSeaweed(OverHttp):
     part_size: ClassVar[int] = 5 * MIB
+    lists_newest_parts: ClassVar[bool] = False  # all versions (4.48), and one session may have recorded two; it completes by ETag
 
     @pytest.fixture
     def repository(self, seaweedfs_server: S3Endpoint, s3_store_factory: StoreFactory) -> Repository:
