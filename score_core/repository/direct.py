@@ -204,18 +204,12 @@ class DirectRepository:
         upload_id = self._home(object_id).data.create_multipart(self.keys.data(object_id)) if parts else _EMPTY_UPLOAD_ID
         upload = Upload(object_id, upload_id, size, parts, md5, file_name=file_name)
         self._state(object_id).save(upload, self._kept_urls(upload))
-        self._drop_older(upload)
+        if parts:
+            self._outlive_others(upload)
         if not overwrite and self.exists(object_id):  # published by somebody else between our look and our beginning
             self._drop(object_id, upload_id, self._home(object_id))
             raise Conflict(f"Object {object_id} was published in {self.label} by another upload in the same moment; --force replaces it")
         return upload
-
-    def _drop_older(self, upload: Upload) -> None:
-        """Of uploads that began in the same moment one stays: the one that all of them see as the newest drops the others."""
-        uploads = self._state(upload.object_id).uploads(upload.object_id)
-        if uploads and uploads[0].upload_id == upload.upload_id:
-            for older in uploads[1:]:
-                self._drop(older.object_id, older.upload_id, self._home(older.object_id))
 
     def _outlive_others(self, upload: Upload) -> None:
         """Of uploads that began in the same moment, after each had dropped what was there, one goes on; all agree which."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -86,14 +87,15 @@ def upload(repository: DirectRepository, put: Put, data: bytes, *, overwrite: bo
     repository.finish(ID, begun.upload_id, sealed=True)
 
 
-def run(store: MultipartStore, put: Put, order: Iterable[int], *, overwrite: bool, looks: bool) -> list[ScoreError | None]:
+def run(store: MultipartStore, order: Iterable[int], work: Callable[[DirectRepository, int], object]) -> list[ScoreError | None]:
+    """How each process ended: None is success."""
     turns = Turns(order)
     outcomes: list[Any] = [RuntimeError("did not end"), RuntimeError("did not end")]
 
     def process(me: int) -> None:
         stepping: Any = Stepping(store, turns, me)
         try:
-            upload(DirectRepository(stepping, part_size_bytes=4), put, CONTENTS[me], overwrite=overwrite, looks=looks)
+            work(DirectRepository(stepping, part_size_bytes=4), me)
             outcomes[me] = None
         except ScoreError as error:
             outcomes[me] = error
@@ -112,13 +114,18 @@ def assert_agrees(store: MultipartStore, outcomes: list[ScoreError | None]) -> N
     for outcome in outcomes:
         assert outcome is None or isinstance(outcome, Conflict | ObjectNotFound), outcome
     repository = DirectRepository(store, part_size_bytes=4)
-    if not repository.exists(ID):
-        assert None not in outcomes
+    if None in outcomes:
+        assert list(repository.list_uploads()) == []
+    elif not repository.exists(ID):
         return
     data, spec = store.read(f"data/{ID}"), repository.describe(ID)
     assert data in CONTENTS
     assert (spec.size, spec.md5) == (len(data), md5_hex(data))
     assert [part.md5 for part in spec.parts] == [md5_hex(data[part.offset : part.end]) for part in spec.parts]
+
+
+def put_in_memory(store: MemoryStore) -> Put:
+    return lambda upload_id, number, data: store.put_part(f"data/{ID}", upload_id, number, data)
 
 
 def put_in_folder(store: LocalStore) -> Put:
@@ -144,22 +151,35 @@ RUNS = st.lists(st.tuples(st.integers(0, 1), st.integers(1, 12)), max_size=12).m
 @given(ORDERS | RUNS, st.booleans(), st.booleans())
 def test_any_order_of_steps_in_memory_agrees(order: list[int], overwrite: bool, looks: bool) -> None:
     store = MemoryStore()
-    outcomes = run(store, lambda *part: store.put_part(f"data/{ID}", *part), order, overwrite=overwrite, looks=looks)
-    assert_agrees(store, outcomes)
+    put = put_in_memory(store)
+    assert_agrees(store, run(store, order, lambda repository, me: upload(repository, put, CONTENTS[me], overwrite=overwrite, looks=looks)))
 
 
 @pytest.mark.parametrize("overwrite", [True, False])
 @pytest.mark.parametrize("seed", range(20))
 def test_any_order_of_steps_in_a_folder_agrees(tmp_path: Path, seed: int, overwrite: bool) -> None:
-    store, random = LocalStore(tmp_path / "bucket"), Random(seed)
+    store, random, looks = LocalStore(tmp_path / "bucket"), Random(seed), seed % 2 == 0
     order = [who for _ in range(20) for who in [random.randrange(2)] * random.randrange(1, 10)]
-    assert_agrees(store, run(store, put_in_folder(store), order, overwrite=overwrite, looks=seed % 2 == 0))
+    put = put_in_folder(store)
+    assert_agrees(store, run(store, order, lambda repository, me: upload(repository, put, CONTENTS[me], overwrite=overwrite, looks=looks)))
 
 
 @pytest.mark.parametrize("first", [0, 1])
 @pytest.mark.parametrize("moment", range(60))
 def test_whole_upload_between_two_steps_agrees(first: int, moment: int) -> None:
     store = MemoryStore()
+    put = put_in_memory(store)
     order = [first] * moment + [1 - first] * 60
-    outcomes = run(store, lambda *part: store.put_part(f"data/{ID}", *part), order, overwrite=True, looks=False)
-    assert_agrees(store, outcomes)
+    assert_agrees(store, run(store, order, lambda repository, me: upload(repository, put, CONTENTS[me], overwrite=True, looks=False)))
+
+
+@pytest.mark.parametrize("ticks", [True, False])
+@given(order=ORDERS | RUNS)
+def test_of_uploads_that_begin_at_once_one_goes_on(ticks: bool, order: list[int]) -> None:
+    """Also where the store's clock is too coarse to tell which was first."""
+    now = count(1)
+    store = MemoryStore(clock=lambda: float(next(now)) if ticks else 1.0)
+    outcomes = run(store, order, lambda repository, _: repository.begin_upload(ID, 6, md5=None))
+    assert all(outcome is None or isinstance(outcome, Conflict) for outcome in outcomes)
+    (left,) = DirectRepository(store).list_uploads()
+    assert [row.key for row in store.list_objects("")] == [f"upload/{ID}_{left.upload_id}/.meta"]
