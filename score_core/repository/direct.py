@@ -216,15 +216,20 @@ class DirectRepository:
         key, home = self.keys.data(upload.object_id), self._home(upload.object_id)
         began = {row.upload_id: (row.started_at, row.upload_id) for row in home.data.list_multiparts(key) if row.key == key}
         ours = began.pop(upload.upload_id, None)
-        if ours is None:
-            return  # dropped by another; or the store lists late. The first part that is sent tells
-        if any(other > ours for other in began.values()):
+        if self._is_dropped(upload) if ours is None else any(other > ours for other in began.values()):
             self._drop(upload.object_id, upload.upload_id, home)
             raise Conflict(
                 f"Another upload of object {upload.object_id} began in {self.label} in the same moment; wait for it, or try again"
             )
         for upload_id in began:
             self._drop(upload.object_id, upload_id, home)
+
+    def _is_dropped(self, upload: Upload) -> bool:
+        try:
+            self._home(upload.object_id).data.holds_part(self.keys.data(upload.object_id), upload.upload_id, 1, "")
+        except ObjectNotFound:
+            return True
+        return False  # the store only lists it late
 
     def _kept_urls(self, upload: Upload) -> dict[int, str]:
         if not self._keep_upload_urls:
