@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 S3_MIN_PART_SIZE_BYTES: Final = 5 << 20  # S3 refuses to complete an upload with smaller parts before the last
-_ALIVE_TIMEOUT_S: Final = 5.0
 
 
 def store_folder(settings: Settings) -> Path | None:
@@ -96,6 +95,7 @@ def open_metadata(settings: Settings, repository: Repository, *, create: bool = 
 
     Raises:
         ConfigurationError, LocalFileError: as `open_repository`.
+        Unavailable: the Score server, which might keep metadata, does not answer.
     """
     if settings.metadata_url is not None:
         return open_song(settings, stop=stop)
@@ -128,13 +128,18 @@ def _open_registry(settings: Settings, repository: Repository) -> Metadata:
 
 
 def _is_alive(client: ServiceClient) -> bool:
-    """Whether a Score server speaks Song, too, as ours does; a Java one does not know the question. If not, `client` is closed."""
+    """Whether a Score server speaks Song, too, as ours does; a Java one does not know the question. If not, `client` is closed.
+
+    Raises:
+        Unavailable: nobody answers there.
+    """
     try:
-        if client.get("/isAlive", attempts=1, read_timeout_s=_ALIVE_TIMEOUT_S).text.strip().lower() == "true":
+        if client.get("/isAlive").text.strip().lower() == "true":
             return True
         _log.info("%s keeps no metadata", client.url)
-    except Unavailable as error:
-        _log.warning("Whether there are metadata is not known, so none are used: %s", error)
+    except Unavailable:
+        client.close()
+        raise
     except ServiceError as error:
         _log.info("%s keeps no metadata: %s", client.url, error)
     client.close()

@@ -1,4 +1,4 @@
-"""The README's quick start, word for word."""
+"""The README's commands, word for word."""
 
 from __future__ import annotations
 
@@ -9,14 +9,18 @@ import subprocess
 import sys
 from pathlib import Path
 
+from score_core.testing.servers import free_ports
+
 ROOT = Path(__file__).parents[2]
 
 
+def blocks_below(heading: str) -> list[str]:
+    section = (ROOT / "README.md").read_text("utf-8").partition(heading)[2].partition("\n## ")[0]
+    return re.findall(r"```bash\n(.*?)```", section, re.DOTALL)
+
+
 def quick_start() -> list[list[str]]:
-    section = (ROOT / "README.md").read_text("utf-8").partition("## Quick start")[2]
-    block = re.search(r"```bash\n(.*?)```", section, re.DOTALL)
-    assert block is not None
-    return [shlex.split(line) for line in block[1].splitlines()]
+    return [shlex.split(line) for line in blocks_below("## Quick start")[0].splitlines()]
 
 
 def test_quick_start_runs_as_printed(tmp_path: Path) -> None:
@@ -35,3 +39,28 @@ def test_quick_start_runs_as_printed(tmp_path: Path) -> None:
         assert done.returncode == 0, done.stderr
     original = ROOT / "tests" / "data" / "htsnexus_test_NA12878.bam"
     assert (tmp_path / "downloads" / original.name).read_bytes() == original.read_bytes()
+
+
+def test_server_runs_as_printed(tmp_path: Path) -> None:
+    """In two shells, as it says. Only the port is another: 5431 may be taken on this machine."""
+    port = free_ports(1)[0]
+    serve, use = blocks_below("## A server")
+    (tmp_path / "tests").symlink_to(ROOT / "tests")
+    score = tmp_path / "bin" / "score"
+    score.parent.mkdir()
+    score.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m score_core.cli "$@"\n')
+    score.chmod(0o755)
+    ours = ("SCORE_", "STORAGE_", "METADATA_", "ACCESSTOKEN", "XDG_")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
+    environment = {**kept, "HOME": str(tmp_path), "PATH": f"{score.parent}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
+    words = ["bash", "-e", "-c"]
+    command = [*words, f"exec {serve.strip()} --port {port}"]
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as server:
+        assert server.stdout is not None
+        assert server.stdout.readline().strip() == f"http://127.0.0.1:{port}".encode()
+        script = use.replace(":5431", f":{port}")
+        done = subprocess.run([*words, script], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+        server.terminate()
+    assert done.returncode == 0, done.stderr
+    for name in ("range.bam", "range.bam.bai"):
+        assert (tmp_path / "published" / name).read_bytes() == (ROOT / "tests" / "data" / name).read_bytes()

@@ -9,6 +9,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
+from score_core.errors import Unavailable
 from score_core.session import open_metadata, open_repository
 from score_core.settings import load
 from tests.cli.conftest import OBJECT_ID, Score, md5_of, object_id
@@ -229,12 +230,14 @@ def test_score_server_may_keep_metadata_too(environment: None, song: Song, alive
     repository.close()
 
 
-def test_unanswered_question_for_metadata_is_told(environment: None, song: Song, caplog: pytest.LogCaptureFixture) -> None:
+def test_server_that_is_out_of_order_is_not_one_without_metadata(environment: None, song: Song, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SCORE_ATTEMPTS", "2")
     song.status = 503
     settings = load({"url": song.url})
     repository = open_repository(settings)
-    assert open_metadata(settings, repository) is None
-    assert ("none are used" in caplog.text, len(song.asked)) == (True, 1)
+    with pytest.raises(Unavailable):
+        open_metadata(settings, repository)
+    assert len(song.asked) == 2
     repository.close()
 
 
