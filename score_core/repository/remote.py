@@ -215,7 +215,7 @@ class RemoteRepository:
         record = {"uploadId": upload.upload_id, "partNumber": upload.parts[0].number, "md5": EMPTY_MD5, "etag": _NO_ETAG}
         try:
             self._client.request("POST", f"/upload/{upload.object_id}/parts", params=record, attempts=_FEW_ATTEMPTS)
-        except Unavailable:
+        except (Unavailable, ObjectNotFound):
             return False
         except (Refused, Conflict):
             pass
@@ -250,10 +250,12 @@ class RemoteRepository:
         """
         try:
             self._free.remove(object_id)
+            return
         except ValueError:
-            if not overwrite and self.exists(object_id):
-                raise self._exists_already(object_id) from None
-            self._abort_quietly(object_id)
+            pass
+        if not overwrite and self.exists(object_id):
+            raise self._exists_already(object_id)
+        self._abort_quietly(object_id)
 
     def _abort_quietly(self, object_id: str) -> None:
         try:
@@ -405,12 +407,11 @@ class RemoteRepository:
         what = f"{self.label} does not publish object {upload.object_id}: {error}"
         if error is None:
             return self._not_published(upload)
-        if not upload.parts:
-            return ServiceError(f"{self.label} cannot store an empty file as object {upload.object_id} (Java servers cannot)")
         if isinstance(error, Refused | Conflict):
             return Conflict(what, status=error.status)
         if isinstance(error, TransientError | Unavailable):
-            return Unavailable(f"{what}; run the same command again to go on")
+            advice = "run the same command again to go on" if upload.parts else "Java servers cannot store an empty file"
+            return Unavailable(f"{what}; {advice}")
         return error
 
     def _not_published(self, upload: Upload) -> ServiceError:

@@ -231,6 +231,11 @@ class JavaServer:
         """The store forgets its uploads behind Score's back, as a lifecycle rule does."""
         self.multiparts.clear()
 
+    def drop_uploads(self) -> None:
+        """Both forget: as when somebody has aborted the uploads."""
+        self.multiparts.clear()
+        self.uploads.clear()
+
     def store_without_meta(self, object_id: str, data: bytes) -> None:
         """An object that was put into the bucket by hand (3.6, step 5)."""
         self.objects[f"data/{object_id}"] = _Object(data, _md5(data), time.time())

@@ -155,6 +155,16 @@ def test_finalise_that_is_still_running_may_refuse_meanwhile(rig: Rig) -> None: 
     rig.upload(path, rig.machine(attempts=12, base_s=0.02, cap_s=0.05))
     rig.assert_published(path)
     assert rig.java.puts() == once_each(3)
+    assert rig.java.count("unrecord") == 0  # records are what it is working from
+
+
+def test_finalise_of_an_upload_that_is_over_is_not_asked_for_ever(rig: Rig) -> None:
+    """Up to 5.8.1 a vanished upload answers 503 (3.11)."""
+    rig.java.version = (5, 8, 1)
+    rig.java.inject("finalise", Fault(act=rig.java.drop_uploads), times=1)
+    with pytest.raises(ObjectNotFound, match="upload it again"):
+        rig.upload(rig.source(3), rig.machine(attempts=10))
+    assert rig.java.count("finalise") == 1
 
 
 def test_finalise_that_never_succeeds_is_no_success(rig: Rig) -> None:
@@ -347,6 +357,15 @@ def test_of_several_uploads_all_are_aborted(rig: Rig) -> None:
     assert rig.java.in_progress(rig.id) == []
 
 
+def test_record_in_an_upload_that_is_over_is_not_asked_for_long(rig: Rig) -> None:
+    """The server answers 503, as it does when it is only out of order (3.9)."""
+    rig.workers = 1
+    rig.java.inject("record", Fault(act=rig.java.drop_uploads), times=1)
+    with pytest.raises(NotResumableError):
+        rig.upload(rig.source(3), rig.machine(attempts=10))
+    assert rig.java.count("record") == 3
+
+
 # Stores
 
 
@@ -444,6 +463,23 @@ def test_object_that_is_replaced_on_the_way_is_noticed(rig: Rig) -> None:
     rig.java.inject("get", Fault(act=replace), times=1, when=lambda seen: seen.headers["range"].startswith(f"bytes={3 * PART}-"))
     with pytest.raises(ScoreError):
         rig.download()
+
+
+def test_object_that_appears_while_it_is_looked_for_is_described(rig: Rig) -> None:
+    data = rig.put(rig.source(1))
+    rig.java.inject("download", Fault(status=500), times=1)
+    assert rig.machine().describe(rig.id).size == len(data)
+
+
+@pytest.mark.parametrize("ahead_s", [-86_400, 0, 86_400])
+def test_urls_are_good_until_then_by_our_clock(rig: Rig, ahead_s: float) -> None:
+    path = rig.source(1)
+    rig.put(path)
+    rig.java.clock_ahead_s = ahead_s
+    machine = rig.machine()
+    assert abs(machine.sign_external(rig.id).expires_at - time.time() - rig.java.get_life_s) < 5
+    upload = machine.begin_upload(rig.id, PART, md5="a" * 32, overwrite=True)
+    assert abs(machine.sign_uploads(upload, upload.parts)[0].expires_at - time.time() - rig.java.put_life_s) < 5
 
 
 # Refusals

@@ -93,7 +93,7 @@ class OverJava(RepositoryContract):
             super().test_engine_brings_bytes_there_and_back(repository, transport, object_id, tmp_path, parts, more)
             return
         (tmp_path / "empty").write_bytes(b"")  # Java servers cannot finalise an upload without parts (6.4)
-        with pytest.raises(ServiceError, match="cannot store an empty file"):
+        with pytest.raises(ServiceError, match="Java servers cannot store an empty file"):
             self.upload_file(repository, transport, tmp_path / "empty", object_id)
 
 
