@@ -24,6 +24,7 @@ from score_core.errors import AuthenticationError, Unavailable
 from score_core.metadata.base import Analysis
 from score_core.metadata.registering import new_file, register
 from score_core.metadata.registry import Registry
+from score_core.model import UploadInfo
 from score_core.repository.direct import DirectRepository
 from score_core.server.bytes import ByteServer
 from score_core.stores.base import MultipartStore
@@ -58,15 +59,27 @@ class Tokens:
 
 
 @dataclass
-class World:
-    """A server over a folder whose bytes pass through `proxy`, and a file that is registered with its index."""
+class Bucket:
+    """A folder whose bytes are served through a proxy."""
 
     folder: Path
+    proxy: FaultProxy
+
+
+@dataclass
+class World:
+    """A server over a bucket, and a file that is registered with its index."""
+
+    folder: Path
+    bucket: Bucket
     site: Site
     registry: Registry
-    proxy: FaultProxy
     analysis: Analysis
     path: Path
+
+    @property
+    def proxy(self) -> FaultProxy:
+        return self.bucket.proxy
 
     @property
     def id(self) -> str:
@@ -112,33 +125,43 @@ class World:
 
     def leftovers(self) -> list[Path]:
         """Unfinished uploads and their state, on both sides."""
-        assert list(self.site.repository.list_uploads()) == []
+        assert self.unfinished() == []
         hidden = [path for path in self.path.parent.iterdir() if path.name.startswith(".")]
-        return hidden + list(Path(self.folder, "bucket").glob("upload/*"))
+        return hidden + list(self.bucket.folder.glob(f"upload/{self.id}*"))
+
+    def unfinished(self) -> list[UploadInfo]:
+        return [upload for upload in self.site.repository.list_uploads() if upload.object_id == self.id]
 
 
-@pytest.fixture
-def world(start_site: StartSite, tmp_path: Path) -> Iterator[World]:
+@pytest.fixture(scope="module")
+def bucket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bucket]:
+    """One for all tests, whose objects are their own: stopping servers takes longer than most of the tests."""
+    folder = tmp_path_factory.mktemp("java") / "bucket"
     with ExitStack() as stack:
-        store = LocalStore(tmp_path / "bucket")
+        store = LocalStore(folder)
         stack.callback(store.close)
         data = ByteServer(store)
         stack.callback(data.close)
         data.start()
-        proxy = stack.enter_context(FaultProxy(data.url))
-        repository = DirectRepository(
-            LocalStore(tmp_path / "bucket", base_url=proxy.url), part_size_bytes=PART_BYTES, download_lifetime_s=3600.0
-        )
-        repository.ensure_sentinel()
-        registry = Registry(tmp_path / "registry.sqlite3", repository=repository)
-        stack.callback(registry.close)
-        files = [tmp_path / "files" / "reads.bam", tmp_path / "files" / "reads.bam.bai"]
-        files[0].parent.mkdir()
-        files[0].write_bytes(Random(1).randbytes(PART_BYTES * 5 // 2))
-        files[1].write_bytes(b"index")
-        analysis = register(registry, STUDY, [new_file(path) for path in files])
-        site = start_site(repository, metadata=registry, song=registry, authenticator=Tokens())
-        yield World(tmp_path, site, registry, proxy, analysis, files[0])
+        yield Bucket(folder, stack.enter_context(FaultProxy(data.url)))
+
+
+@pytest.fixture
+def world(start_site: StartSite, bucket: Bucket, tmp_path: Path) -> Iterator[World]:
+    bucket.proxy.heal()
+    bucket.proxy.forget()
+    store = LocalStore(bucket.folder, base_url=bucket.proxy.url)
+    repository = DirectRepository(store, part_size_bytes=PART_BYTES, download_lifetime_s=3600.0)
+    repository.ensure_sentinel()
+    registry = Registry(tmp_path / "registry.sqlite3", repository=repository)
+    files = [tmp_path / "files" / "reads.bam", tmp_path / "files" / "reads.bam.bai"]
+    files[0].parent.mkdir()
+    files[0].write_bytes(Random(1).randbytes(PART_BYTES * 5 // 2))
+    files[1].write_bytes(b"index")
+    analysis = register(registry, STUDY, [new_file(path) for path in files], analysis_id=str(uuid4()))
+    site = start_site(repository, metadata=registry, song=registry, authenticator=Tokens())
+    yield World(tmp_path, bucket, site, registry, analysis, files[0])
+    registry.close()
 
 
 FIRST_UPLOAD = [
@@ -206,7 +229,7 @@ def test_no_token_goes_to_the_store(world: World) -> None:
 def test_sizes(world: World, size: int) -> None:
     path = world.path.with_name("sized.bam")
     path.write_bytes(Random(size).randbytes(size))
-    analysis = register(world.registry, STUDY, [new_file(path)])
+    analysis = register(world.registry, STUDY, [new_file(path)], analysis_id=str(uuid4()))
     object_id, md5 = analysis.files[0].object_id, md5_hex(path.read_bytes())
     assert world.java().upload(path, object_id, md5) == Ended(0)
     world.registry.publish(STUDY, analysis.analysis_id)
@@ -377,7 +400,7 @@ def _published(then: Callable[[World], tuple[JavaClient, Ended]], state: str = "
 def _lost(world: World) -> tuple[JavaClient, Ended]:
     world.publish()
     for name in (world.id, f"{world.id}.meta"):
-        Path(world.folder, "bucket", "data", name).unlink()
+        (world.bucket.folder / "data" / name).unlink()
     return _download()(world)
 
 
@@ -417,7 +440,7 @@ def test_refusal_for_good_ends_the_command_at_once(world: World, name: str) -> N
     assert (ended.code, java.waits) == (wanted.code, [])
     assert wanted.says in ended.why
     assert (java.names("score")[-1], len(java.names("score"))) == (wanted.last, wanted.calls)
-    assert (world.proxy.moves(), list(world.site.repository.list_uploads())) == ([], [])
+    assert (world.proxy.moves(), world.unfinished()) == ([], [])
 
 
 def test_published_while_an_upload_runs(world: World) -> None:
