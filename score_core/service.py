@@ -22,6 +22,7 @@ import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any, Final, Literal
 from urllib.parse import urlsplit
@@ -40,6 +41,7 @@ from score_core.errors import (
     ServiceError,
     TransientError,
     Unavailable,
+    redact,
 )
 from score_core.transfer.policy import RetryPolicy
 from score_core.transfer.stop import Stop
@@ -53,11 +55,19 @@ _BUSY: Final = frozenset({408, 425, 429})
 _MAX_SAID_CHARACTERS: Final = 300
 _MAX_TOKEN_BYTES: Final = 16_384
 _KINDS: Final[dict[int, type[ServiceError]]] = {401: AuthenticationError, 403: AccessDenied, 404: ObjectNotFound, 409: Conflict}
+_PHRASES: Final = frozenset(status.phrase for status in HTTPStatus)  # what Spring says without `message` is the status once more
 _TEXTS: Final = ("message", "error_description", "detail", "title", "error")  # Spring's, Song's, OAuth's and problem+json's reasons
 
 
 class Refused(ServiceError):
-    """The service says that the request itself is wrong (400 and its kind): nobody needs to send it again."""
+    """The service says that the request itself is wrong (400 and its kind): nobody needs to send it again.
+
+    `reason` is its own word for why, empty if it gives none (Java servers since 5.11 do not).
+    """
+
+    def __init__(self, message: str, *, status: int | None = None, reason: str = "") -> None:
+        super().__init__(message, status=status)
+        self.reason = redact(reason)
 
 
 class Token:
@@ -245,7 +255,8 @@ class ServiceClient:
             raise TransientError(what, busy=status in {429, 503}, retry_after_s=_retry_after_s(response))
         if status == 401:
             what += "; the token is wrong or has expired" if token else "; no token is set (ACCESSTOKEN or SCORE_TOKEN_FILE)"
-        raise _KINDS.get(status, ServiceError if status >= 500 else Refused)(what, status=status)
+        kind = _KINDS.get(status) or (ServiceError if status >= 500 else None)
+        raise Refused(what, status=status, reason=said) if kind is None else kind(what, status=status)
 
     def pause(self, seconds: float) -> None:
         """Waits between attempts. Raises `Interrupted` when asked to stop meanwhile."""
@@ -273,7 +284,8 @@ def reason(response: httpx.Response, *, secret: str | None = None) -> str:
 
 def _said(body: Any) -> str:
     if isinstance(body, dict):
-        return next((text for key in _TEXTS if isinstance(text := body.get(key), str) and text.strip()), "")
+        texts = [text for key in _TEXTS if isinstance(text := body.get(key), str) and text.strip()]
+        return next((text for text in texts if text not in _PHRASES), "")
     return body if isinstance(body, str) else ""
 
 

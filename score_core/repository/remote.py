@@ -147,9 +147,8 @@ class RemoteRepository:
         try:
             body = self._spec(object_id, external=True)
         except Refused as error:
-            raise Conflict(
-                f"Object {object_id} cannot be downloaded: {error}; most likely its analysis is not published", status=error.status
-            ) from None
+            why = error.reason or f"{error}; most likely its analysis is not published"
+            raise Conflict(f"Object {object_id} cannot be downloaded: {why}", status=error.status) from None
         return wire.read_url(body, object_id)
 
     def list_objects(self) -> Iterator[ObjectInfo]:
@@ -230,9 +229,8 @@ class RemoteRepository:
         except ObjectNotFound as error:
             raise ObjectNotFound(f"{self.label} knows no object {object_id}: register it first ({error})", status=404) from None
         except Refused as error:
-            raise Conflict(
-                f"Object {object_id} cannot be uploaded: {error}; most likely its analysis is published already", status=error.status
-            ) from None
+            why = error.reason or f"{error}; most likely its analysis is published already"
+            raise Conflict(f"Object {object_id} cannot be uploaded: {why}", status=error.status) from None
         except ServiceError as error:
             if error.status == 500 and not overwrite and self.exists(object_id):
                 raise self._exists_already(object_id) from None

@@ -19,6 +19,7 @@ from typing import Final
 
 from score_core.checksum import Buffer, Digest, digest_of, is_md5_shaped, md5_hex
 from score_core.errors import (
+    AccessDenied,
     ChangedError,
     Conflict,
     NotResumableError,
@@ -26,6 +27,7 @@ from score_core.errors import (
     ObjectNotFound,
     PartMismatch,
     PermanentError,
+    Unavailable,
 )
 from score_core.model import ObjectSpec, Part, PartReceipt, SignedUrl, StoredPart, TransferReport, Upload
 from score_core.repository.base import Repository
@@ -92,6 +94,7 @@ class UploadSession:
         self.urls = UrlSource(upload.parts, lambda parts: repository.sign_uploads(upload, parts))
         self.receipts: dict[int, PartReceipt] = {}
         self._stored = dict(upload.stored)
+        self._sent: dict[int, PartReceipt] = {}  # stored, and not recorded yet
         self._is_new = not upload.stored
         self._store_checks_md5: bool | None = None
 
@@ -163,21 +166,31 @@ class UploadSession:
         if self.proves(part, stop=stop):
             return self.receipts[part.number]
         try:
-            if self._store_checks_md5:
-                digest, reply = self._put_checked(part, transport, stop, advance)
-            else:
-                digest, reply = self._put(part, self.urls.get(part), transport, stop, advance)
-                if reply.etag != digest.md5:
-                    self._explain_etag(part, reply, digest, transport)
-                    digest, reply = self._put_checked(part, transport, stop, None)
-            self.repository.commit_part(self.upload, StoredPart(part.number, str(digest.md5), reply.etag))
+            receipt = self._sent.pop(part.number, None) or self._send(part, transport, stop, advance)
+            try:
+                self.repository.commit_part(self.upload, StoredPart(part.number, str(receipt.md5), str(receipt.etag)))
+            except Unavailable:
+                self._sent[part.number] = receipt  # it is stored: the next attempt only has to say so
+                raise
         except ObjectNotFound:
-            raise NotResumableError(
-                f"The upload of object {self.upload.object_id} was dropped meanwhile by somebody else; run the same command again"
-            ) from None
-        receipt = PartReceipt(part.number, part.size, tag=digest.tag, md5=digest.md5, etag=reply.etag, moved=part.size)
+            raise self._dropped() from None
         self.receipts[part.number] = receipt
         return receipt
+
+    def _send(self, part: Part, transport: PartTransport, stop: Stop | None, advance: Advance | None) -> PartReceipt:
+        if self._store_checks_md5:
+            digest, reply = self._put_checked(part, transport, stop, advance)
+        else:
+            digest, reply = self._put(part, self.urls.get(part), transport, stop, advance)
+            if reply.etag != digest.md5:
+                self._explain_etag(part, reply, digest, transport)
+                digest, reply = self._put_checked(part, transport, stop, None)
+        return PartReceipt(part.number, part.size, tag=digest.tag, md5=digest.md5, etag=reply.etag, moved=part.size)
+
+    def _dropped(self) -> NotResumableError:
+        return NotResumableError(
+            f"The upload of object {self.upload.object_id} was dropped meanwhile by somebody else; run the same command again"
+        )
 
     def _put(
         self, part: Part, url: SignedUrl, transport: PartTransport, stop: Stop | None, advance: Advance | None
@@ -241,6 +254,7 @@ class UploadSession:
             ObjectMismatch: the file's MD5 is not the promised one. The upload is dropped: nobody could ever finish it.
             ChangedError: the file is not the same any more as when its parts were sent.
             Conflict: somebody else put other bytes in place of a part, or published the object with other content meanwhile.
+            NotResumableError: the upload is gone; run again to begin anew.
         """
         self.check_md5(source)
         self.source.check_unchanged()
@@ -251,7 +265,10 @@ class UploadSession:
         if not self._overwrite and self._published_meanwhile():
             return
         stored = [StoredPart(receipt.number, str(receipt.md5), str(receipt.etag)) for receipt in receipts]
-        self.repository.commit(self.upload, stored, sealed=True)
+        try:
+            self.repository.commit(self.upload, stored, sealed=True)
+        except ObjectNotFound:
+            raise self._dropped() from None
         self._confirm()
 
     def check_md5(self, source: SourceDigest) -> None:
@@ -286,9 +303,15 @@ class UploadSession:
 
     def _confirm(self) -> None:
         """Exit 0 only after the repository itself says that the object is there, whole."""
-        published = self.repository.describe(self.upload.object_id)
+        try:
+            published = self.repository.describe(self.upload.object_id)
+        except AccessDenied:  # who may only upload cannot look closer; `commit` has made sure that it is there
+            return
         if published.size != self.upload.size or published.md5 not in (None, self.md5):
-            raise Conflict(f"Object {self.upload.object_id} was replaced by another upload in the same moment; compare before you go on")
+            raise Conflict(
+                f"Object {self.upload.object_id} is published with MD5 {published.md5}, which another upload claimed for it; "
+                "compare before you go on, and use --force if yours is right"
+            )
 
     def close(self) -> None:
         self.source.close()

@@ -89,6 +89,16 @@ def test_refused_record_sends_the_part_again(rig: Rig) -> None:
     assert rig.java.puts() == {1: 1, 2: 2, 3: 1, 4: 1}
 
 
+def test_part_that_is_stored_is_not_sent_again_because_its_record_is_refused(rig: Rig) -> None:
+    """Longer than one attempt at the part has patience for."""
+    path = rig.source(3)
+    machine = rig.machine(attempts=3)
+    rig.java.inject("record", Fault(status=503), times=8, when=of_part(2))
+    rig.upload(path, machine)
+    rig.assert_published(path)
+    assert rig.java.puts() == {1: 1, 2: 1, 3: 1}
+
+
 def test_record_is_dropped_before_another_takes_its_place(rig: Rig) -> None:  # 21.14
     path = rig.source(4)
     rig.begin(path, (1, 2), wrong=(3,))
@@ -162,7 +172,7 @@ def test_finalise_of_an_upload_that_is_over_is_not_asked_for_ever(rig: Rig) -> N
     """Up to 5.8.1 a vanished upload answers 503 (3.11)."""
     rig.java.version = (5, 8, 1)
     rig.java.inject("finalise", Fault(act=rig.java.drop_uploads), times=1)
-    with pytest.raises(ObjectNotFound, match="upload it again"):
+    with pytest.raises(NotResumableError, match="run the same command again"):
         rig.upload(rig.source(3), rig.machine(attempts=10))
     assert rig.java.count("finalise") == 1
 

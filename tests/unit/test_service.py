@@ -136,7 +136,7 @@ def answering(response: httpx.Response) -> ServiceClient:
 @pytest.mark.parametrize(
     ("body", "said"),
     [
-        (b'{"timestamp":"x","status":404,"error":"Not Found","path":"/x"}', "Not Found"),
+        (b'{"timestamp":"x","status":404,"error":"Not Found","path":"/x"}', ""),
         (b'{"message":"no such study","error":"Not Found"}', "no such study"),
         (b'{"error":"invalid_token","error_description":"it has expired"}', "it has expired"),
         (b'{"title":"Conflict","detail":"it exists"}', "it exists"),
