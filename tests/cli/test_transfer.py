@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from score_core.settings import load
 from tests.cli.conftest import OBJECT_ID, PART_BYTES, Score, manifest_of, md5_of, object_id, upload_some
 
 
@@ -97,9 +98,10 @@ def test_url_with_a_running_server(
     score: Score, start: Callable[..., subprocess.Popen[str]], some_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     upload_some(score, some_file)
-    server = start("serve")
+    server = start("serve", "--port", "0", SCORE_SERVER_METADATA="none")
     assert server.stdout is not None
-    monkeypatch.setenv("SCORE_SERVE_URL", server.stdout.readline().strip())
+    monkeypatch.setenv("STORAGE_URL", server.stdout.readline().strip())
+    monkeypatch.setenv("SCORE_TOKEN_FILE", str(load().data_dir / "token"))
     ran = score("url", "--object-id", OBJECT_ID)
     assert ran.code == 0
     import urllib.request
@@ -112,7 +114,6 @@ def test_url_with_a_running_server(
 
 def test_list_and_abort(score: Score, some_file: Path) -> None:
     from score_core.session import open_repository
-    from score_core.settings import load
 
     upload_some(score, some_file)
     repository = open_repository(load())
