@@ -185,7 +185,7 @@ def open_parts(settings: Settings, options: ServerSettings, data: LocalStore | N
     auth = options.auth
     if auth.mode == "embedded" and auth.token_file is None:
         auth = replace(auth, token_file=settings.data_dir / "token")
-    if settings.token_file is not None and settings.token_file == auth.token_file:
+    if auth.token_file is not None and settings.token_file == auth.token_file.absolute():
         settings = settings.model_copy(update={"token_file": None})  # it opens this server: nobody else gets it, and Song needs none
     metadata, song = (None, None) if options.metadata == "none" else _open_metadata(settings, repository)
     if metadata is not None:
