@@ -10,7 +10,7 @@ from cachetools import TTLCache
 from starlette.requests import Request
 
 from score_core.auth.base import Authenticator, Principal, ScopeRules
-from score_core.errors import AuthenticationError, ObjectNotFound
+from score_core.errors import AuthenticationError, ObjectNotFound, ServiceError
 from score_core.metadata.base import AnalysisState, Entity, FileRecord, Metadata
 from score_core.server.errors import Refusal, forbidden, unauthorised
 
@@ -62,7 +62,10 @@ class Gate:
 
     def caller(self, request: Request) -> Caller:
         """Who asks, by the Authorization header. Only `Bearer` names somebody; a bad token is refused everywhere (3.1)."""
-        header = request.headers.get("authorization")
+        headers = request.headers.getlist("authorization")
+        if len(headers) > 1:
+            raise unauthorised()  # what is in front of us may have looked at the other one
+        header = headers[0] if headers else None
         if self._authenticator is None:
             everything = frozenset({self._scopes.download_system, self._scopes.upload_system})
             caller = Caller(Principal(ANYONE, everything), has_header=True)
@@ -136,6 +139,8 @@ class Gate:
                 known = self.metadata.entity(object_id)
             except ObjectNotFound:
                 raise Refusal(404, f"Object {object_id} is not registered", code="not-found") from None
+            if known.object_id != object_id:  # Java refuses it, too: access and state would be another object's
+                raise ServiceError(f"The metadata answer with object {known.object_id[:80]} when asked for {object_id}")
             with self._lock:
                 self._entities[object_id] = known
         return known

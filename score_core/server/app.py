@@ -10,6 +10,7 @@ import time
 from collections.abc import MutableMapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
+from urllib.parse import quote
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -36,6 +37,8 @@ _HEADERS: Final = (
     (b"referrer-policy", b"no-referrer"),
 )
 _IDS: Final = ("/download/", "/upload/")
+_MAX_HEADER_BYTES: Final = 64 << 10  # uvicorn's limit is on what has not arrived whole: a client that sends all at once passes it
+_LOGGED_CHARACTERS: Final = 300
 
 
 @dataclass(frozen=True)
@@ -89,8 +92,8 @@ def _answer_errors(app: FastAPI) -> None:
     async def invalid(request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
         problem = error.errors()[0]
-        name = str(problem["loc"][-1])
-        return answer(request, Refusal(400, f"Parameter {name!r}: {problem['msg']}", code="bad-parameter"))
+        name, text = str(problem["loc"][-1]), str(problem["msg"]).removeprefix("Value error, ")
+        return answer(request, Refusal(400, f"Parameter {name!r}: {text}", code="bad-parameter"))
 
     async def unrouted(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
@@ -104,11 +107,14 @@ def _answer_errors(app: FastAPI) -> None:
     app.add_exception_handler(HTTPException, unrouted)
     app.add_exception_handler(Refusal, failed)
     app.add_exception_handler(ScoreError, failed)
-    app.add_exception_handler(Exception, failed)
+
+
+class _Hung(Exception):  # an event, not a fault
+    """Nobody takes the answer any more: the connection ended, or what came after the request was no HTTP."""
 
 
 class _Edge:
-    """The outermost layer: security headers, an audit line per request, and an end to requests that are no HTTP of ours."""
+    """The outermost layer: security headers, an audit line per request, and an answer to what nobody expected."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -117,25 +123,46 @@ class _Edge:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        began, status = time.perf_counter(), 500
+        began, status = time.perf_counter(), 0
 
         async def sending(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
                 message["headers"] = [*message.get("headers", []), *_HEADERS]
-            await send(message)
+            try:
+                await send(message)
+            except Exception as error:  # uvicorn lets h11's through
+                raise _Hung from error
 
         try:
-            await self._app(scope, receive, sending)
+            await self._answer(scope, receive, sending)
+        except _Hung as error:
+            _log.debug("An answer was not taken: %r", error.__cause__)
+        except Exception as error:  # noqa: BLE001  # the outermost edge; what is unexpected is logged in refusal_of
+            refusal = refusal_of(error)
+            if not status:
+                await answer(Request(scope), refusal)(scope, receive, sending)
         finally:
-            _audited(scope, status, time.perf_counter() - began)
+            _audited(scope, status or 500, time.perf_counter() - began)
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if sum(len(name) + len(value) for name, value in scope["headers"]) > _MAX_HEADER_BYTES:
+            refusal = Refusal(431, f"The headers must have at most {_MAX_HEADER_BYTES:,} bytes", code="too-large")
+            await answer(Request(scope), refusal)(scope, receive, send)
+        else:
+            await self._app(scope, receive, send)
 
 
 def _audited(scope: MutableMapping[str, Any], status: int, seconds: float) -> None:
-    """Who asked for what and what became of it. Without query and headers, which may hold secrets."""
+    """Who asked for what and what became of it: always six words and "ms". Without query and headers, which may hold secrets."""
     level = logging.WARNING if status in {401, 403} or status >= 500 else logging.INFO
     if _audit.isEnabledFor(level):
         client = scope.get("client") or ("-", 0)
-        caller = scope.get("score.caller", "-")
-        _audit.log(level, "%s", redact(f"{client[0]} {caller} {scope['method']} {scope['path'][:300]} {status} {seconds * 1000:.1f} ms"))
+        words = (client[0], scope.get("score.caller", "-"), scope["method"], scope["path"])
+        _audit.log(level, "%s %d %.1f ms", " ".join(map(_word, words)), status, seconds * 1000)
+
+
+def _word(text: str) -> str:
+    """One word in a log: a path, or a name from a token, with blanks in it would make others out of what follows."""
+    return redact(quote(text[:_LOGGED_CHARACTERS], safe="/:@!$&'()*+,;=", errors="replace")) or "-"

@@ -79,7 +79,7 @@ def answer(request: Request, refusal: Refusal) -> Response:
         return Response(status_code=401, headers=refusal.headers)
     if refusal.status == 403:
         return PlainTextResponse(refusal.message, 403, headers=refusal.headers)
-    return JSONResponse(problem(request.url.path, refusal), refusal.status, headers=refusal.headers)
+    return JSONResponse(problem(request.scope["path"], refusal), refusal.status, headers=refusal.headers)
 
 
 def problem(path: str, refusal: Refusal) -> dict[str, object]:

@@ -6,38 +6,47 @@ request body is read. Unknown parameters are ignored.
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
 from typing import Annotated, Any, Final
 
 import orjson
 from cachetools import TTLCache
-from fastapi import APIRouter, Path, Query, Request, Response
+from fastapi import APIRouter, Depends, Path, Query, Request, Response
+from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import PlainTextResponse
 
 from score_core.checksum import is_md5_shaped, parse_md5
 from score_core.errors import Conflict, ScoreError
 from score_core.ids import check_object_id
+from score_core.metadata.payload import name_problem
 from score_core.model import ByteRange, ObjectSpec, StoredPart, Upload
-from score_core.plan import MAX_PARTS, plan_parts
+from score_core.plan import MAX_OBJECT_SIZE_BYTES, MAX_PARTS, part_size_bytes, plan_parts
 from score_core.repository import wire
 from score_core.repository.direct import DirectRepository
 from score_core.server.access import Gate
 from score_core.server.errors import Refusal
+from score_core.server.parameters import DECIMAL, each_once
+
+_log = logging.getLogger(__name__)
 
 _INT64: Final = 2**63 - 1
 _MAX_ETAG: Final = 256  # the record of a part is an object's key, which S3 limits to 1024 bytes
 _KEPT_BYTES: Final = 64 << 20
 _SPEC_LIFE_S: Final = 10.0
 _HEALTH_LIFE_S: Final = 3.0
+_HEALTH_PATIENCE_S: Final = 5.0
 _LISTING_LIFE_S: Final = 60.0
 
 ObjectId = Annotated[str, Path(description="The object's UUID.", examples=["3f6c1c8e-2b1d-5a57-9a55-0d6f0f5b2c11"])]
-Int64 = Annotated[int, Query(ge=-_INT64 - 1, le=_INT64)]
-Size = Annotated[int, Query(ge=0, le=_INT64, description="Bytes.")]
+Int64 = Annotated[int, DECIMAL]
+Size = Annotated[int, DECIMAL, Query(ge=0, le=MAX_OBJECT_SIZE_BYTES, description="Bytes.")]
 UploadId = Annotated[str, Query(min_length=1, max_length=1024)]
-Number = Annotated[int, Query(ge=1, le=MAX_PARTS, description="From 1.")]
+Number = Annotated[int, DECIMAL, Query(ge=1, le=MAX_PARTS, description="From 1.")]
 
 _PROBLEM: Final = {"description": "Spring's error JSON, with a message"}
 _RESPONSES: Final[dict[int | str, dict[str, Any]]] = {
@@ -71,11 +80,11 @@ class ScoreRoutes:
         self._etags_are_md5 = etags_are_md5
         self._specs = _Kept(_KEPT_BYTES, _SPEC_LIFE_S)
         self._listing = _Kept(_KEPT_BYTES, _LISTING_LIFE_S)
-        self._health = _Kept(_KEPT_BYTES, _HEALTH_LIFE_S)
+        self._pulse = _Pulse(repository.check)
 
     def router(self) -> APIRouter:
         """All endpoints. Fixed paths come before those with an id in their place."""
-        router = APIRouter(tags=["score"])
+        router = APIRouter(tags=["score"], dependencies=[Depends(each_once)])
         text: dict[str, Any] = {"response_class": PlainTextResponse}
         empty: dict[str, Any] = {"response_class": Response, "status_code": 200}
         for method, path, handler, options in (
@@ -116,18 +125,15 @@ class ScoreRoutes:
         self._gate.for_operation(request)
         return _Json(wire.uploads_body(self._repository.list_uploads()))
 
-    def health(self, request: Request) -> Response:
-        """UP, or 503 OUT_OF_SERVICE when the store is not reached (3.14)."""
-        self._gate.caller(request)
-        body = self._health.get("", self._looked_at)
-        return _Json(body, 200 if b"UP" in body else 503)
+    async def health(self, request: Request) -> Response:
+        """UP, or 503 OUT_OF_SERVICE when the store is not reached (3.14).
 
-    def _looked_at(self) -> bytes:
-        try:
-            self._repository.check()
-        except ScoreError:
-            return b'{"status":"OUT_OF_SERVICE"}'
-        return b'{"status":"UP"}'
+        A coroutine: it answers when all threads wait for a slow store. Only a token, which probes do not have, needs one of them.
+        """
+        if "authorization" in request.headers:
+            await run_in_threadpool(self._gate.caller, request)
+        status, code = ("UP", 200) if await self._pulse.is_felt() else ("OUT_OF_SERVICE", 503)
+        return _Json({"status": status}, code)
 
     def ping(self, request: Request) -> str:
         """A URL of the sentinel, a small object that proves that URLs of the store lead somewhere (3.5)."""
@@ -140,8 +146,8 @@ class ScoreRoutes:
         self,
         request: Request,
         object_id: ObjectId,
-        offset: Annotated[Int64, Query(description="The first byte wanted.")],
-        length: Annotated[Int64, Query(description="Bytes wanted; negative: to the end.")],
+        offset: Annotated[Int64, Query(ge=0, le=_INT64, description="The first byte wanted.")],
+        length: Annotated[Int64, Query(ge=-_INT64 - 1, le=_INT64, description="Bytes wanted; negative: to the end.")],
         external: Annotated[bool, Query(description="One URL for the whole object.")] = False,
         exclude_urls: Annotated[bool, Query(alias="exclude-urls", description="Describe only.")] = False,
     ) -> Response:
@@ -163,7 +169,7 @@ class ScoreRoutes:
     def _piece(self, object_id: str, offset: int, length: int, *, external: bool, signs: bool) -> bytes:
         """Steps 7 and 8: other parts than those that were uploaded, or one URL for everything."""
         spec = self._repository.describe(object_id)
-        if offset < 0 or offset > spec.size or (length > 0 and offset + length > spec.size):
+        if offset > spec.size or (length > 0 and offset + length > spec.size):
             raise Refusal(400, f"Object {object_id} has {spec.size} bytes: there is no range of {length} from {offset}", code="range")
         if external:
             url = self._repository.sign_external(object_id).url if signs else None
@@ -230,6 +236,9 @@ class ScoreRoutes:
             self._gate.require(object_id, "UNPUBLISHED", entity)
             self._check_registered(object_id, size, promised)
             file_name = entity.file_name
+        elif file_name is not None and (problem := name_problem(file_name)):
+            raise Refusal(400, f"fileName {problem}", code="bad-parameter")
+        part_size_bytes(size, minimum=self._repository.part_size_bytes)  # no plan: refused before an older upload is dropped
         try:
             upload = self._repository.begin_upload(object_id, size, md5=promised, file_name=file_name, overwrite=overwrite)
         except Conflict as error:
@@ -349,3 +358,43 @@ class _Kept:
     def forget(self, key: str) -> None:
         with self._lock:
             self._answers.pop(key, None)
+
+
+class _Pulse:
+    """Whether the store answers, as of some seconds ago. One thread looks at a time, outside of those that serve requests."""
+
+    def __init__(self, check: Callable[[], None]) -> None:
+        self._check = check
+        self._lock = threading.Lock()
+        self._seen = False, float("-inf")  # whether it answered, and when
+        self._looking: Future[bool] | None = None
+
+    async def is_felt(self) -> bool:
+        """False as well when it takes longer than anybody who asks for health would wait."""
+        felt, at = self._seen
+        if time.monotonic() - at < _HEALTH_LIFE_S:
+            return felt
+        try:
+            return await asyncio.wait_for(asyncio.shield(asyncio.wrap_future(self._look())), _HEALTH_PATIENCE_S)
+        except TimeoutError:
+            return False
+
+    def _look(self) -> Future[bool]:
+        """The look that is being taken, or a new one."""
+        with self._lock:
+            if self._looking is None:
+                self._looking = Future()
+                threading.Thread(target=self._feel, args=(self._looking,), name="score-health", daemon=True).start()
+            return self._looking
+
+    def _feel(self, answer: Future[bool]) -> None:
+        felt = False
+        try:
+            self._check()
+            felt = True
+        except ScoreError as error:
+            _log.warning("The store does not answer: %s", error)
+        finally:
+            with self._lock:
+                self._seen, self._looking = (felt, time.monotonic()), None
+            answer.set_result(felt)

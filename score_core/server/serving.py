@@ -7,7 +7,7 @@ import logging
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -57,11 +57,13 @@ class Running:
 class RestServer:
     """uvicorn in a thread of its own. Listens from construction on.
 
+    Only what `trusted_proxies` (addresses or networks) say in X-Forwarded-For counts as who asks: everybody can send that header.
+
     Raises:
         ConfigurationError: the port is taken, or the host is not this machine's.
     """
 
-    def __init__(self, app: ASGIApp, host: str, port: int) -> None:
+    def __init__(self, app: ASGIApp, host: str, port: int, *, trusted_proxies: Sequence[str] = ()) -> None:
         try:
             self._socket = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET, backlog=1024)
         except OSError as error:
@@ -75,6 +77,8 @@ class RestServer:
             log_config=None,
             access_log=False,
             server_header=False,
+            proxy_headers=bool(trusted_proxies),
+            forwarded_allow_ips=list(trusted_proxies),
             h11_max_incomplete_event_size=_MAX_HEADER_BYTES,
             timeout_keep_alive=30,
         )
@@ -98,9 +102,10 @@ class RestServer:
     def close(self) -> None:
         """Stops listening, gives running requests a moment, and cuts the rest."""
         self._server.should_exit = True
-        self._thread.join(1.0)
-        self._server.force_exit = True
-        self._thread.join(1.0)
+        if self._thread.ident is not None:  # else: never started
+            self._thread.join(1.0)
+            self._server.force_exit = True
+            self._thread.join(1.0)
         self._socket.close()
 
 
@@ -117,7 +122,7 @@ def serving(settings: Settings, options: ServerSettings, *, stop: Stop | None = 
     with ExitStack() as stack:
         data = _open_data(settings, options, stack)
         parts, token_file = open_parts(settings, options, data, stack)
-        rest = RestServer(applications.create_app(parts), options.host, options.port)
+        rest = RestServer(applications.create_app(parts), options.host, options.port, trusted_proxies=options.trusted_proxies)
         stack.callback(rest.close)
         parts.repository.ensure_sentinel()
         rest.start()

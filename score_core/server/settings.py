@@ -88,6 +88,8 @@ class ServerSettings(BaseSettings):
     """Listen where other machines reach it."""
     allowed_origins: Annotated[list[str], NoDecode, BeforeValidator(_listed)] = []
     """Web pages that may call the API (CORS)."""
+    trusted_proxies: Annotated[list[str], NoDecode, BeforeValidator(_listed)] = []
+    """Addresses and networks of proxies whose X-Forwarded-For says who asks."""
 
     store: str | None = None
     """`s3://...` or `file:///...`; by default what clients on this machine would use."""

@@ -16,6 +16,7 @@ from typing import Annotated, Any, Final
 from fastapi import APIRouter, Depends
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
+from starlette.datastructures import QueryParams
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
@@ -24,6 +25,7 @@ from score_core.errors import Conflict, NoSpaceError, ObjectNotFound, redact
 from score_core.ids import check_object_id
 from score_core.metadata.base import Analysis, Entity, FileRecord, Metadata
 from score_core.server.errors import Refusal, refusal_of
+from score_core.server.parameters import each_once
 
 _MAX_BODY_BYTES: Final = 10_000_000
 _MAX_PAGE_SIZE: Final = 2000  # as Song's
@@ -94,9 +96,11 @@ def song_router(metadata: Metadata, *, may_write: Callable[[Request, str], None]
     )
     router = APIRouter(route_class=_SongRoute, tags=["song"])
     for path, handler in reads:
-        router.add_api_route(path, handler, methods=["GET"], include_in_schema=not path.endswith("/"))
+        once = [] if handler == routes.entities else [Depends(each_once)]  # whose fields may be said several times
+        router.add_api_route(path, handler, methods=["GET"], dependencies=once, include_in_schema=not path.endswith("/"))
     for method, path, handler in writes:  # the permission comes before the body, which nobody else makes us read
-        router.add_api_route(path, handler, methods=[method], dependencies=[Depends(authorise)], include_in_schema=not path.endswith("/"))
+        needs = [Depends(authorise), Depends(each_once)]
+        router.add_api_route(path, handler, methods=[method], dependencies=needs, include_in_schema=not path.endswith("/"))
     return router
 
 
@@ -300,16 +304,15 @@ class _EntityQuery:
         wanted = {name: frozenset(query.getlist(name)) for name in _FIELDS if name in query}
         if "id" in wanted:
             wanted["id"] = frozenset(map(check_object_id, wanted["id"]))
-        size = min(_whole(query.get("size"), "size", _PAGE_SIZE, least=1), _MAX_PAGE_SIZE)
-        return cls(wanted, asked or list(_FIELDS), size, _whole(query.get("page"), "page", 0, least=0))
+        size = min(_whole(query, "size", _PAGE_SIZE, least=1), _MAX_PAGE_SIZE)
+        return cls(wanted, list(dict.fromkeys(asked)) or list(_FIELDS), size, _whole(query, "page", 0, least=0))
 
 
-def _whole(text: str | None, name: str, default: int, *, least: int) -> int:
-    if text is None:
-        return default
-    if _NUMBER.fullmatch(text) is None or int(text) < least:
-        raise Refusal(400, f"Parameter {name!r} must be a whole number, {least} or more", code=_BY_STATUS)
-    return int(text)
+def _whole(query: QueryParams, name: str, default: int, *, least: int) -> int:
+    said = query.getlist(name) or [str(default)]
+    if len(said) > 1 or _NUMBER.fullmatch(said[0]) is None or int(said[0]) < least:
+        raise Refusal(400, f"Parameter {name!r} must be a whole number, {least} or more, and be said once", code=_BY_STATUS)
+    return int(said[0])
 
 
 def _only(values: frozenset[str]) -> str | None:
