@@ -31,23 +31,11 @@ from score_core.errors import (
     Unavailable,
 )
 from score_core.ids import check_object_id, is_object_id
+from score_core.metadata.registering import DOWNLOAD_COLUMNS
 from score_core.operations import DownloadItem, UploadItem
 from score_core.transfer.files import explained
 
 UPLOAD_COLUMNS: Final = ("object id", "path", "MD5")
-DOWNLOAD_COLUMNS: Final = (
-    "repo_code",
-    "file_id",
-    "object_id",
-    "file_format",
-    "file_name",
-    "file_size",
-    "md5_sum",
-    "index_object_id",
-    "donor_id",
-    "project_id",
-    "study",
-)
 _MAX_LINE_BYTES: Final = 64 << 10
 _MAX_FETCHED_BYTES: Final = 64 << 20
 _FETCH_TIMEOUT_S: Final = 30.0

@@ -267,7 +267,7 @@ def url(
     with context.repository() as repository:
         if context.settings.serve_url is None and repository.label.startswith("file://"):
             raise ConfigurationError(
-                f"Nobody would answer an address into {redact(repository.label)}; run `score serve` and set STORAGE_URL to the address that it prints"
+                f"Nobody would answer an address into {redact(repository.label)}; run `score serve`, and set STORAGE_URL to what it prints"
             )
         signed = repository.sign_external(check_object_id(object_id))
     return Result({"object_id": object_id, "url": signed.url, "expires_at": signed.expires_at}, data=[signed.url])

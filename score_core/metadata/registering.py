@@ -19,7 +19,7 @@ from score_core.metadata.payload import name_problem
 _BLOCK_BYTES: Final = 512 << 10  # as in transfer/files.py, where it was measured
 _TYPES: Final = {"FQ": "FASTQ"}
 _COMPRESSED: Final = ("GZ", "BGZ")
-_DOWNLOAD_HEADER: Final = (
+DOWNLOAD_COLUMNS: Final = (
     "repo_code",
     "file_id",
     "object_id",
@@ -156,7 +156,7 @@ def download_manifest_text(analysis: Analysis) -> str:
     Raises:
         ConfigurationError: a name cannot stand in a manifest.
     """
-    return _lines([_DOWNLOAD_HEADER, *(_download_row(file, analysis) for file in analysis.files)])
+    return _lines([DOWNLOAD_COLUMNS, *(_download_row(file, analysis) for file in analysis.files)])
 
 
 def _download_row(file: FileRecord, analysis: Analysis) -> tuple[str, ...]:
