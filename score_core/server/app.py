@@ -25,6 +25,7 @@ from score_core.metadata.base import Metadata
 from score_core.repository.direct import DirectRepository
 from score_core.server.access import Gate
 from score_core.server.errors import Refusal, answer, refusal_of
+from score_core.server.openapi import Api
 from score_core.server.score_routes import ScoreRoutes
 
 _log = logging.getLogger(__name__)
@@ -62,7 +63,7 @@ class ServerParts:
 
 def create_app(parts: ServerParts) -> FastAPI:
     """The application. The caller closes the parts after it."""
-    app = FastAPI(
+    app = Api(
         title="Score for Python",
         version=__version__,
         description="Time-limited pre-signed URLs for genomics files: Score's REST API.",

@@ -19,6 +19,7 @@ from cachetools import TTLCache
 from fastapi import APIRouter, Depends, Path, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import PlainTextResponse
+from pydantic import Field
 
 from score_core.checksum import is_md5_shaped, parse_md5
 from score_core.errors import Conflict, ScoreError
@@ -28,6 +29,7 @@ from score_core.model import ByteRange, ObjectSpec, StoredPart, Upload
 from score_core.plan import MAX_OBJECT_SIZE_BYTES, MAX_PARTS, part_size_bytes, plan_parts
 from score_core.repository import wire
 from score_core.repository.direct import DirectRepository
+from score_core.server import openapi
 from score_core.server.access import Gate
 from score_core.server.errors import Refusal
 from score_core.server.parameters import DECIMAL, each_once
@@ -35,6 +37,7 @@ from score_core.server.parameters import DECIMAL, each_once
 _log = logging.getLogger(__name__)
 
 _INT64: Final = 2**63 - 1
+_OPEN: Final = ("/profile", "/actuator", "/download")  # to callers without a token
 _MAX_ETAG: Final = 256  # the record of a part is an object's key, which S3 limits to 1024 bytes
 _KEPT_BYTES: Final = 64 << 20
 _SPEC_LIFE_S: Final = 10.0
@@ -43,19 +46,11 @@ _HEALTH_PATIENCE_S: Final = 5.0
 _LISTING_LIFE_S: Final = 60.0
 
 ObjectId = Annotated[str, Path(description="The object's UUID.", examples=["3f6c1c8e-2b1d-5a57-9a55-0d6f0f5b2c11"])]
-Int64 = Annotated[int, DECIMAL]
-Size = Annotated[int, DECIMAL, Query(ge=0, le=MAX_OBJECT_SIZE_BYTES, description="Bytes.")]
+Offset = Annotated[int, Field(ge=0, le=_INT64), DECIMAL]
+Length = Annotated[int, Field(ge=-_INT64 - 1, le=_INT64), DECIMAL]
+Size = Annotated[int, Field(ge=0, le=MAX_OBJECT_SIZE_BYTES), DECIMAL, Query(description="Bytes.")]
 UploadId = Annotated[str, Query(min_length=1, max_length=1024)]
-Number = Annotated[int, DECIMAL, Query(ge=1, le=MAX_PARTS, description="From 1.")]
-
-_PROBLEM: Final = {"description": "Spring's error JSON, with a message"}
-_RESPONSES: Final[dict[int | str, dict[str, Any]]] = {
-    400: _PROBLEM,
-    401: {"description": "The token is bad or expired; no body"},
-    403: {"description": "The token lacks the scope; a sentence", "content": {"text/plain": {}}},
-    404: _PROBLEM,
-    503: _PROBLEM,
-}
+Number = Annotated[int, Field(ge=1, le=MAX_PARTS), DECIMAL, Query(description="From 1.")]
 
 
 class _Json(Response):
@@ -85,35 +80,41 @@ class ScoreRoutes:
     def router(self) -> APIRouter:
         """All endpoints. Fixed paths come before those with an id in their place."""
         router = APIRouter(tags=["score"], dependencies=[Depends(each_once)])
-        text: dict[str, Any] = {"response_class": PlainTextResponse}
-        empty: dict[str, Any] = {"response_class": Response, "status_code": 200}
-        for method, path, handler, options in (
-            ("GET", "/profile", self.profile, text),
-            ("GET", "/listing", self.listing, {}),
-            ("GET", "/actuator/health", self.health, {}),
-            ("GET", "/health", self.health, {}),
-            ("GET", "/uploads", self.uploads, {}),
-            ("GET", "/download/ping", self.ping, text),
-            ("GET", "/download/{object_id}", self.download, {}),
-            ("GET", "/upload/test/{object_id}", self.test, text),
-            ("GET", "/upload/{object_id}", self.exists, {}),
-            ("GET", "/upload/{object_id}/status", self.status, {}),
-            ("POST", "/upload/{object_id}/uploads", self.initiate, {}),
-            ("POST", "/upload/{object_id}/parts", self.finalise_part, empty),
-            ("DELETE", "/upload/{object_id}/parts", self.delete_part, empty),
-            ("POST", "/upload/{object_id}/recovery", self.recovery, empty),
-            ("POST", "/upload/{object_id}", self.finalise, empty),
-            ("DELETE", "/upload/{object_id}", self.cancel, empty),
+        for method, path, handler, body in (
+            ("GET", "/profile", self.profile, str),
+            ("GET", "/listing", self.listing, list[openapi.ObjectInfo]),
+            ("GET", "/actuator/health", self.health, openapi.Health),
+            ("GET", "/uploads", self.uploads, list[openapi.UploadInfo]),
+            ("GET", "/download/ping", self.ping, str),
+            ("GET", "/download/{object_id}", self.download, openapi.ObjectSpecification),
+            ("GET", "/upload/test/{object_id}", self.test, str),
+            ("GET", "/upload/{object_id}", self.exists, bool),
+            ("GET", "/upload/{object_id}/status", self.status, openapi.UploadProgress),
+            ("POST", "/upload/{object_id}/uploads", self.initiate, openapi.ObjectSpecification),
+            ("POST", "/upload/{object_id}/parts", self.finalise_part, None),
+            ("DELETE", "/upload/{object_id}/parts", self.delete_part, None),
+            ("POST", "/upload/{object_id}/recovery", self.recovery, None),
+            ("POST", "/upload/{object_id}", self.finalise, None),
+            ("DELETE", "/upload/{object_id}", self.cancel, None),
         ):
-            router.add_api_route(path, handler, methods=[method], responses=_RESPONSES, response_model=None, **options)
+            router.add_api_route(
+                path,
+                handler,
+                methods=[method],
+                response_model=None,
+                response_class=Response,  # of no media type: the document has those that `responses` say
+                responses=openapi.health_responses() if body is openapi.Health else openapi.score_responses(body),
+                openapi_extra=openapi.needs_token(always=not path.startswith(_OPEN)),
+            )
+        router.add_api_route("/health", self.health, methods=["GET"], response_model=None, include_in_schema=False)
         return router
 
     # The server
 
-    def profile(self, request: Request) -> str:
+    def profile(self, request: Request) -> Response:
         """The flavour of storage: what Java clients build their data plane from (3.3)."""
         self._gate.caller(request)
-        return "s3"
+        return PlainTextResponse("s3")
 
     def listing(self, request: Request) -> Response:
         """Every stored object, for every good token, as Java servers do (3.4). At most a minute old."""
@@ -135,10 +136,10 @@ class ScoreRoutes:
         status, code = ("UP", 200) if await self._pulse.is_felt() else ("OUT_OF_SERVICE", 503)
         return _Json({"status": status}, code)
 
-    def ping(self, request: Request) -> str:
+    def ping(self, request: Request) -> Response:
         """A URL of the sentinel, a small object that proves that URLs of the store lead somewhere (3.5)."""
         self._gate.caller(request)
-        return self._repository.sign_sentinel().url
+        return PlainTextResponse(self._repository.sign_sentinel().url)
 
     # Downloads
 
@@ -146,8 +147,8 @@ class ScoreRoutes:
         self,
         request: Request,
         object_id: ObjectId,
-        offset: Annotated[Int64, Query(ge=0, le=_INT64, description="The first byte wanted.")],
-        length: Annotated[Int64, Query(ge=-_INT64 - 1, le=_INT64, description="Bytes wanted; negative: to the end.")],
+        offset: Annotated[Offset, Query(description="The first byte wanted.")],
+        length: Annotated[Length, Query(description="Bytes wanted; negative: to the end.")],
         external: Annotated[bool, Query(description="One URL for the whole object.")] = False,
         exclude_urls: Annotated[bool, Query(alias="exclude-urls", description="Describe only.")] = False,
     ) -> Response:
@@ -187,10 +188,10 @@ class ScoreRoutes:
 
     # Uploads
 
-    def test(self, request: Request, object_id: ObjectId) -> str:
+    def test(self, request: Request, object_id: ObjectId) -> Response:
         """A short text, if the caller may upload this object (3.13)."""
         self._gate.for_upload(request, check_object_id(object_id))
-        return "allowed"
+        return PlainTextResponse("allowed")
 
     def exists(self, request: Request, object_id: ObjectId) -> Response:
         """`true` or `false`: whether the object is published in the store (3.7)."""

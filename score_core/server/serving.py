@@ -68,6 +68,9 @@ class RestServer:
             self._socket = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET, backlog=1024)
         except OSError as error:
             raise ConfigurationError(f"The server cannot listen on {host}:{port}: {error.strerror}; choose another port") from error
+        # asyncio sets it on sockets that say that they are TCP's, which those of create_server do not. Without it uvicorn's second write,
+        # the body, waits 40 ms for the client's delayed ACK of the first: measured 45 ms per request on a kept connection, and 3 with it.
+        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         # h11 because it limits the size of headers; nothing is logged by uvicorn, whose lines hold queries.
         config = uvicorn.Config(
             app,

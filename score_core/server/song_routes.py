@@ -24,6 +24,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from score_core.errors import Conflict, NoSpaceError, ObjectNotFound, redact
 from score_core.ids import check_object_id
 from score_core.metadata.base import Analysis, Entity, FileRecord, Metadata
+from score_core.server import openapi
 from score_core.server.errors import Refusal, refusal_of
 from score_core.server.parameters import each_once
 
@@ -65,6 +66,45 @@ _KINDS: Final = {
     503: "service.unavailable",
 }
 
+_TEXT: Final = {"type": "string"}
+_TEXTS: Final = {"type": "array", "items": _TEXT}
+_ENTITY_QUERY: Final = openapi.queries(
+    **dict.fromkeys(_FIELDS, _TEXTS),
+    fields={"type": "array", "items": {"enum": list(_FIELDS)}},
+    size={"type": "integer", "minimum": 1, "maximum": 999_999_999, "default": _PAGE_SIZE},
+    page={"type": "integer", "minimum": 0, "maximum": 999_999_999, "default": 0},
+)
+_STUDY_BODY: Final = openapi.body_of({"type": "object", "properties": {"studyId": _TEXT}}, required=False)
+_PAYLOAD_BODY: Final = openapi.body_of(
+    {
+        "type": "object",
+        "required": ["analysisType", "files"],
+        "properties": {
+            "analysisId": _TEXT,
+            "studyId": _TEXT,
+            "analysisType": {"type": "object", "required": ["name"], "properties": {"name": _TEXT, "version": {"type": "integer"}}},
+            "files": {
+                "type": "array",
+                "minItems": 1,
+                "items": {
+                    "type": "object",
+                    "required": ["fileName", "fileSize", "fileMd5sum", "fileType"],
+                    "properties": {
+                        "fileName": _TEXT,
+                        "fileSize": {"type": "integer", "minimum": 0},
+                        "fileMd5sum": {"type": "string", "pattern": "^[0-9a-fA-F]{32}$"},
+                        "fileType": _TEXT,
+                        "fileAccess": {"enum": ["open", "controlled"]},
+                        "dataType": _TEXT,
+                        "info": {"type": "object"},
+                    },
+                },
+            },
+        },
+    },
+    required=True,
+)
+
 
 def song_router(metadata: Metadata, *, may_write: Callable[[Request, str], None]) -> APIRouter:
     """Song's routes over `metadata`. `may_write` gets each request that writes, with its study, and raises a `Refusal` if it may not."""
@@ -74,33 +114,42 @@ def song_router(metadata: Metadata, *, may_write: Callable[[Request, str], None]
 
     routes = _Routes(metadata)
     analysis = "/studies/{study}/analysis"
-    reads: Sequence[tuple[str, Callable[..., Response]]] = (
-        ("/isAlive", routes.is_alive),
-        ("/entities", routes.entities),
-        ("/entities/", routes.entities),
-        ("/entities/{object_id}", routes.entity),
-        ("/studies/all", routes.studies),
-        ("/studies/{study}", routes.study),
-        ("/studies/{study}/files/{object_id}", routes.file),
-        (analysis, routes.analyses),
-        (f"{analysis}/{{analysis_id}}", routes.analysis),
-        (f"{analysis}/{{analysis_id}}/files", routes.files),
+    reads: Sequence[tuple[str, Callable[..., Response], Any]] = (
+        ("/isAlive", routes.is_alive, str),
+        ("/entities", routes.entities, openapi.Page),
+        ("/entities/", routes.entities, openapi.Page),
+        ("/entities/{object_id}", routes.entity, openapi.Entity),
+        ("/studies/all", routes.studies, list[str]),
+        ("/studies/{study}", routes.study, openapi.Study),
+        ("/studies/{study}/files/{object_id}", routes.file, openapi.File),
+        (analysis, routes.analyses, list[openapi.Analysis]),
+        (f"{analysis}/{{analysis_id}}", routes.analysis, openapi.Analysis),
+        (f"{analysis}/{{analysis_id}}/files", routes.files, list[openapi.File]),
     )
-    writes: Sequence[tuple[str, str, Callable[..., Response]]] = (
-        ("POST", "/studies/{study}", routes.add_study),
-        ("POST", "/studies/{study}/", routes.add_study),
-        ("POST", "/submit/{study}", routes.submit),
-        ("PUT", f"{analysis}/publish/{{analysis_id}}", routes.publish),
-        ("PUT", f"{analysis}/unpublish/{{analysis_id}}", routes.unpublish),
-        ("PUT", f"{analysis}/suppress/{{analysis_id}}", routes.suppress),
+    writes: Sequence[tuple[str, str, Callable[..., Response], Any]] = (
+        ("POST", "/studies/{study}", routes.add_study, openapi.Message),
+        ("POST", "/studies/{study}/", routes.add_study, openapi.Message),
+        ("POST", "/submit/{study}", routes.submit, openapi.Submitted),
+        ("PUT", f"{analysis}/publish/{{analysis_id}}", routes.publish, openapi.Message),
+        ("PUT", f"{analysis}/unpublish/{{analysis_id}}", routes.unpublish, openapi.Message),
+        ("PUT", f"{analysis}/suppress/{{analysis_id}}", routes.suppress, openapi.Message),
     )
     router = APIRouter(route_class=_SongRoute, tags=["song"])
-    for path, handler in reads:
+
+    def add(method: str, path: str, handler: Callable[..., Response], **options: Any) -> None:
+        shown = not path.endswith("/")
+        router.add_api_route(
+            path, handler, methods=[method], response_model=None, response_class=Response, include_in_schema=shown, **options
+        )
+
+    for path, handler, body in reads:
         once = [] if handler == routes.entities else [Depends(each_once)]  # whose fields may be said several times
-        router.add_api_route(path, handler, methods=["GET"], dependencies=once, include_in_schema=not path.endswith("/"))
-    for method, path, handler in writes:  # the permission comes before the body, which nobody else makes us read
+        extra = _ENTITY_QUERY if handler == routes.entities else None
+        add("GET", path, handler, dependencies=once, responses=openapi.song_responses(body), openapi_extra=extra)
+    for method, path, handler, body in writes:  # the permission comes before the body, which nobody else makes us read
         needs = [Depends(authorise), Depends(each_once)]
-        router.add_api_route(path, handler, methods=[method], dependencies=needs, include_in_schema=not path.endswith("/"))
+        extra = openapi.needs_token() | (_STUDY_BODY if handler == routes.add_study else _PAYLOAD_BODY if handler == routes.submit else {})
+        add(method, path, handler, dependencies=needs, responses=openapi.song_responses(body, writes=True), openapi_extra=extra)
     return router
 
 
