@@ -6,18 +6,26 @@ Sources, strongest first: option of `score serve`, environment (`SCORE_SERVER_..
 
 from __future__ import annotations
 
+import difflib
+import ipaddress
+import logging
 import os
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Final, Literal
 from urllib.parse import urlencode, urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
-from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
 
 from score_core.auth.base import ScopeRules
 from score_core.auth.options import AuthOptions
 from score_core.errors import ConfigurationError
 
+_log = logging.getLogger(__name__)
+
+_PREFIX: Final = "SCORE_SERVER_"
+_PORT: Final = 5431
 _DAY_S: Final = 86_400
 _MAX_LIFE_S: Final = 7 * _DAY_S  # S3 signs for no longer
 _NO: Final = frozenset({"false", "0", "no", "off"})
@@ -62,6 +70,26 @@ def _directory(value: str) -> str:
     return name
 
 
+def _network(value: str) -> str:
+    try:
+        ipaddress.ip_network(value, strict=False)
+    except ValueError:
+        raise ValueError(f"an address or a network such as 10.0.0.0/8, not {value[:40]!r}") from None
+    return value
+
+
+def _port(value: Any) -> Any:
+    """Kubernetes sets SCORE_SERVER_PORT=tcp://10.0.0.1:5431 for every pod beside a Service called score-server."""
+    return _PORT if isinstance(value, str) and value.startswith("tcp://") else value
+
+
+def _auth(value: Any) -> Any:
+    """The list of algorithms as a text: JSON, or with commas."""
+    if isinstance(value, Mapping) and isinstance(value.get("algorithms"), str):
+        return {**value, "algorithms": re.findall(r"[A-Za-z0-9]+", value["algorithms"])}
+    return value
+
+
 _Life = Annotated[float, Field(ge=10, le=_MAX_LIFE_S)]
 _Directory = Annotated[str, AfterValidator(_directory)]
 
@@ -70,7 +98,7 @@ class ServerSettings(BaseSettings):
     """The settings of `score serve`. `docs/server.md` describes each for operators."""
 
     model_config = SettingsConfigDict(
-        env_prefix="SCORE_SERVER_",
+        env_prefix=_PREFIX,
         env_nested_delimiter="_",
         env_nested_max_split=1,
         env_ignore_empty=True,
@@ -80,7 +108,7 @@ class ServerSettings(BaseSettings):
     )
 
     host: str = "127.0.0.1"
-    port: Annotated[int, Field(ge=0, le=65_535)] = 5431
+    port: Annotated[int, Field(ge=0, le=65_535), BeforeValidator(_port)] = _PORT
     """Of the REST API; 0 takes a free one."""
     data_port: Annotated[int, Field(ge=0, le=65_535)] = 0
     """Of the bytes, when the store is a folder; 0 takes a free one."""
@@ -88,7 +116,7 @@ class ServerSettings(BaseSettings):
     """Listen where other machines reach it."""
     allowed_origins: Annotated[list[str], NoDecode, BeforeValidator(_listed)] = []
     """Web pages that may call the API (CORS)."""
-    trusted_proxies: Annotated[list[str], NoDecode, BeforeValidator(_listed)] = []
+    trusted_proxies: Annotated[list[Annotated[str, AfterValidator(_network)]], NoDecode, BeforeValidator(_listed)] = []
     """Addresses and networks of proxies whose X-Forwarded-For says who asks."""
 
     store: str | None = None
@@ -123,7 +151,7 @@ class ServerSettings(BaseSettings):
     remembers_s: Annotated[float, Field(ge=0, le=300)] = 10.0
     """How long what Song said is believed."""
 
-    auth: AuthOptions = AuthOptions(mode="embedded")
+    auth: Annotated[AuthOptions, BeforeValidator(_auth)] = AuthOptions(mode="embedded")
     scopes: ScopeRules = ScopeRules()
 
     @classmethod
@@ -200,10 +228,22 @@ def load_server_settings(**options: Any) -> ServerSettings:
     Raises:
         ConfigurationError: a value is wrong; names the setting.
     """
+    _warn_of_unknown(os.environ)
     try:
         return ServerSettings(**{name: value for name, value in options.items() if value is not None})
+    except SettingsError as error:  # SCORE_SERVER_AUTH, which is none
+        raise ConfigurationError(f"The server's settings cannot be read: {error}; write SCORE_SERVER_AUTH_MODE and the like") from None
     except ValidationError as error:
         problem = error.errors(include_url=False)[0]
-        name = "_".join(str(step) for step in problem["loc"])
+        name = "_".join(step for step in problem["loc"] if isinstance(step, str))
         wanted = str(problem["ctx"]["error"]) if problem["type"] == "value_error" else problem["msg"].removeprefix("Input should be ")
         raise ConfigurationError(f"The server's setting {name} (SCORE_SERVER_{name.upper()}) must be {wanted}") from None
+
+
+def _warn_of_unknown(environment: Mapping[str, str]) -> None:
+    """A misspelt variable would be passed over in silence. No error: Kubernetes sets SCORE_SERVER_SERVICE_HOST and others by itself."""
+    for name in environment:
+        key = name.upper().removeprefix(_PREFIX).lower()
+        if name.upper().startswith(_PREFIX) and key not in ServerSettings.model_fields and not key.startswith(("auth_", "scopes_")):
+            near = difflib.get_close_matches(key, ServerSettings.model_fields, n=1)
+            _log.warning("%s is no setting of the server%s", name, f"; is {_PREFIX}{near[0].upper()} meant?" if near else "")
