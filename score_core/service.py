@@ -51,6 +51,7 @@ _log = logging.getLogger(__name__)
 Method = Literal["GET", "POST", "PUT", "DELETE"]
 Params = Mapping[str, Any]  # values are texts, numbers, booleans (written as Java does), or lists of texts
 
+_TELLS_AT: Final = 4  # attempts, some 2 s
 _BUSY: Final = frozenset({408, 425, 429})
 _MAX_SAID_CHARACTERS: Final = 300
 _MAX_TOKEN_BYTES: Final = 16_384
@@ -200,7 +201,8 @@ class ServiceClient:
                 pause = None if attempt == last else self.policy.pause_s(error, attempt)
                 if pause is None:
                     raise Unavailable(f"{error}; tried {attempt} times" if attempt > 1 else str(error)) from None
-                _log.info("%s; trying again in %.1f s", error, pause)
+                level = logging.WARNING if attempt == _TELLS_AT else logging.INFO  # once: whoever waits at a terminal shall know for what
+                _log.log(level, "%s; trying again in %.1f s", error, pause)
                 self.pause(pause)
         raise AssertionError("the loop ends by return or raise")
 
