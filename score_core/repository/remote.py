@@ -297,8 +297,9 @@ class RemoteRepository:
         signed_at, expires_at = wire.lifetime_of(url)
         if expires_at is None:
             return self._clock() - known.asked_at < _UNKNOWN_LIFE_S
-        margin_s = _MARGIN_S if signed_at is None else min(_MARGIN_S, (expires_at - signed_at) / 5)
-        return time.time() + known.skew_s < expires_at - margin_s
+        now = time.time() + known.skew_s
+        known_since = now - (self._clock() - known.asked_at) if signed_at is None else signed_at  # V2 and folders do not say when
+        return now < expires_at - min(_MARGIN_S, max(0.0, expires_at - known_since) / 5)
 
     def _ask_for_urls(self, upload: Upload, parts: Sequence[Part]) -> None:
         if self._look_again(upload) is None:
