@@ -13,6 +13,7 @@ from score_core.auth.base import Authenticator, Principal, ScopeRules
 from score_core.errors import AuthenticationError, ObjectNotFound, ServiceError
 from score_core.metadata.base import AnalysisState, Entity, FileRecord, Metadata
 from score_core.server.errors import Refusal, forbidden, unauthorised
+from score_core.service import Refused
 
 _BEARER: Final = "Bearer "
 _OPEN: Final = "open"
@@ -151,8 +152,7 @@ class Gate:
             return
         entity = entity or self.entity(object_id)
         if self._checks_state and not self._is(entity, state):
-            verb = "downloaded" if state == "PUBLISHED" else "uploaded"
-            raise Refusal(400, f"Object {object_id} cannot be {verb}: its analysis {entity.analysis_id} is not {state}", code="wrong-state")
+            raise Refusal(400, f"Analysis {entity.analysis_id} of object {object_id} is not {state}", code="wrong-state")
 
     def is_unpublished(self, object_id: str) -> bool:
         """Whether the object may still be replaced."""
@@ -166,7 +166,7 @@ class Gate:
                 return True
         try:
             actual = self.metadata.state(*place)
-        except ObjectNotFound:
+        except (ObjectNotFound, Refused):  # Song answers either for an analysis of another study (10.1)
             raise Refusal(404, f"Analysis {entity.analysis_id} of object {entity.object_id} is unknown", code="not-found") from None
         with self._lock:
             if actual == "PUBLISHED":

@@ -17,6 +17,7 @@ from score_core.checksum import md5_hex
 from score_core.errors import AuthenticationError, ObjectNotFound, Unavailable
 from score_core.metadata.base import Analysis, Entity, FileRecord
 from score_core.repository.direct import DirectRepository
+from score_core.service import Refused
 from score_core.testing.memory import MemoryStore
 from tests.server.conftest import Site, StartSite
 
@@ -61,6 +62,7 @@ class Song:
     md5: str | None = None
     size: int = SIZE
     down: bool = False
+    fails: Exception | None = None
     calls: list[str] = field(default_factory=list)
 
     def entity(self, object_id: str) -> Entity:
@@ -74,6 +76,8 @@ class Song:
     def state(self, study_id: str, analysis_id: str) -> Any:
         self.calls.append("state")
         assert (study_id, analysis_id) == ("TEST-CA", ANALYSIS)
+        if self.fails is not None:
+            raise self.fails
         return self.state_now
 
     def analysis(self, study_id: str, analysis_id: str) -> Analysis:
@@ -691,6 +695,12 @@ def test_song_or_auth_out_of_order(call: Call, song: Song) -> None:
     song.down = True
     assert_problem(get(call, "study"), 503, f"/download/{ID}")
     assert_problem(get(call, "down"), 503, f"/download/{ID}")
+
+
+@pytest.mark.parametrize("error", [ObjectNotFound("none", status=404), Refused("of another study", status=400)])
+def test_analysis_that_song_does_not_know(call: Call, song: Song, error: Exception) -> None:  # 10.1
+    song.fails = error
+    assert_problem(get(call, "study"), 404, f"/download/{ID}")
 
 
 # What is no request of ours
