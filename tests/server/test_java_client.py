@@ -26,7 +26,9 @@ from score_core.metadata.registering import new_file, register
 from score_core.metadata.registry import Registry
 from score_core.model import UploadInfo
 from score_core.repository.direct import DirectRepository
+from score_core.server.app import ServerParts, create_app
 from score_core.server.bytes import ByteServer
+from score_core.server.serving import RestServer
 from score_core.stores.base import MultipartStore
 from score_core.stores.local import LocalStore
 from score_core.testing.faults import FaultProxy, Flip, LoseReply, Reset, Short, busy, expired, is_get, is_put, part, s3_error
@@ -135,7 +137,7 @@ class World:
 
 @pytest.fixture(scope="module")
 def bucket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bucket]:
-    """One for all tests, whose objects are their own: stopping servers takes longer than most of the tests."""
+    """One for all tests, whose objects are their own: making and stopping servers takes longer than most of the tests."""
     folder = tmp_path_factory.mktemp("java") / "bucket"
     with ExitStack() as stack:
         store = LocalStore(folder)
@@ -146,21 +148,49 @@ def bucket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bucket]:
         yield Bucket(folder, stack.enter_context(FaultProxy(data.url)))
 
 
-@pytest.fixture
-def world(start_site: StartSite, bucket: Bucket, tmp_path: Path) -> Iterator[World]:
-    bucket.proxy.heal()
-    bucket.proxy.forget()
+@pytest.fixture(scope="module")
+def repository(bucket: Bucket) -> DirectRepository:
     store = LocalStore(bucket.folder, base_url=bucket.proxy.url)
     repository = DirectRepository(store, part_size_bytes=PART_BYTES, download_lifetime_s=3600.0)
     repository.ensure_sentinel()
-    registry = Registry(tmp_path / "registry.sqlite3", repository=repository)
-    files = [tmp_path / "files" / "reads.bam", tmp_path / "files" / "reads.bam.bai"]
+    return repository
+
+
+@pytest.fixture(scope="module")
+def server(repository: DirectRepository, bucket: Bucket) -> Iterator[Site]:
+    registry = Registry(bucket.folder.with_name("registry.sqlite3"), repository=repository)
+    parts = ServerParts(repository, registry, registry, Tokens())
+    server = RestServer(create_app(parts), "127.0.0.1", 0)
+    server.start()
+    with httpx.Client(base_url=server.url, headers={"Authorization": "Bearer system"}) as http:
+        yield Site(server.url, http, parts, repository)
+    server.close()
+    registry.close()
+
+
+def new_world(folder: Path, bucket: Bucket, site: Site) -> World:
+    bucket.proxy.heal()
+    bucket.proxy.forget()
+    registry = site.parts.metadata
+    assert isinstance(registry, Registry)
+    files = [folder / "files" / "reads.bam", folder / "files" / "reads.bam.bai"]
     files[0].parent.mkdir()
     files[0].write_bytes(Random(1).randbytes(PART_BYTES * 5 // 2))
     files[1].write_bytes(b"index")
     analysis = register(registry, STUDY, [new_file(path) for path in files], analysis_id=str(uuid4()))
-    site = start_site(repository, metadata=registry, song=registry, authenticator=Tokens())
-    yield World(tmp_path, bucket, site, registry, analysis, files[0])
+    return World(folder, bucket, site, registry, analysis, files[0])
+
+
+@pytest.fixture
+def world(tmp_path: Path, bucket: Bucket, server: Site) -> World:
+    return new_world(tmp_path, bucket, server)
+
+
+@pytest.fixture
+def small_song(tmp_path: Path, bucket: Bucket, repository: DirectRepository, start_site: StartSite) -> Iterator[World]:
+    """A world whose Song knows nothing but its own files."""
+    registry = Registry(tmp_path / "registry.sqlite3", repository=repository)
+    yield new_world(tmp_path, bucket, start_site(repository, metadata=registry, song=registry, authenticator=Tokens()))
     registry.close()
 
 
@@ -279,7 +309,7 @@ def test_range_is_not_what_the_whole_md5_says(world: World) -> None:  # 13.4
 
 def test_range_header_is_signed(world: World) -> None:
     world.publish()
-    url = world.site.http.get(f"/download/{world.id}?offset=0&length=-1", headers={"Authorization": "Bearer system"}).json()
+    url = world.site.http.get(f"/download/{world.id}?offset=0&length=-1").json()
     first = url["parts"][0]["url"]
     assert httpx.get(first, headers={"Range": f"bytes=0-{PART_BYTES - 1}"}).status_code == 206
     assert httpx.get(first, headers={"Range": f"bytes=0-{PART_BYTES}"}).status_code == 403
@@ -294,14 +324,16 @@ def test_url_and_ranged_reads(world: World) -> None:
     assert [java.read(ended.out, at, len(data), 100) for at in (0, 70_000)] == [data[:100], data[70_000:70_100]]
 
 
-def test_mount_lists_what_is_stored_and_registered(world: World) -> None:
+def test_mount_lists_what_is_stored_and_registered(small_song: World) -> None:
+    world = small_song
     world.publish()
     ended = world.java().mount()
     folder = world.analysis.analysis_id
     assert ended.out.splitlines() == [f"{folder}/reads.bam {world.path.stat().st_size}", f"{folder}/reads.bam.bai 5"]
 
 
-def test_mount_ends_where_the_last_entity_is_not_published(world: World) -> None:  # 21.23
+def test_mount_ends_where_the_last_entity_is_not_published(small_song: World) -> None:  # 21.23
+    world = small_song
     world.publish()
     world.registry.unpublish(STUDY, world.analysis.analysis_id)
     java = world.java()
@@ -318,7 +350,7 @@ def test_upload_ids_survive_javas_encoding(world: World) -> None:  # 21.33
 def test_expiry_can_be_read(world: World) -> None:  # section 8
     world.publish()
     for wanted in ("offset=0&length=-1", "offset=0&length=-1&external=true", "offset=5&length=9"):
-        spec = world.site.http.get(f"/download/{world.id}?{wanted}", headers={"Authorization": "Bearer system"}).json()
+        spec = world.site.http.get(f"/download/{world.id}?{wanted}").json()
         for row in spec["parts"]:
             assert 3500 < expires_at(row["url"]) - time.time() <= 3601
 
@@ -471,7 +503,7 @@ class BrokenRegistry(Registry):
 
 def test_song_out_of_order_is_worth_ten_attempts(world: World, start_site: StartSite) -> None:
     with ExitStack() as stack:
-        registry = BrokenRegistry(world.folder / "registry.sqlite3", repository=world.site.repository)
+        registry = BrokenRegistry(world.bucket.folder.with_name("registry.sqlite3"), repository=world.site.repository)
         stack.callback(registry.close)
         site = start_site(world.site.repository, metadata=registry, authenticator=Tokens())
         java = JavaClient(site.url, world.site.url, "study")

@@ -7,6 +7,7 @@ Run as a program (`python -m tests.server.test_shared_bucket`) this file starts 
 
 from __future__ import annotations
 
+import importlib
 import itertools
 import json
 import os
@@ -258,6 +259,7 @@ class World:
     data_url: str
     serve: Callable[[ASGIApp], str]
     transport: HttpTransport
+    apps: dict[tuple[bool, bool], ASGIApp]
     id: str = field(default_factory=lambda: str(uuid4()))
 
     @property
@@ -271,10 +273,14 @@ class World:
     def store(self) -> LocalStore:
         return LocalStore(self.folder / "bucket", base_url=self.data_url)
 
-    def ours(self, **options: Any) -> ASGIApp:
-        repository = DirectRepository(self.store(), part_size_bytes=PART_BYTES, **options)
-        repository.ensure_sentinel()
-        return create_app(ServerParts(repository, authenticator=EmbeddedToken(TOKEN)))
+    def ours(self, *, keep_upload_urls: bool = False, another: bool = False) -> ASGIApp:
+        """One for all tests, since making it takes 0.15 s; or `another`."""
+        known = (keep_upload_urls, another)
+        if known not in self.apps:
+            repository = DirectRepository(self.store(), part_size_bytes=PART_BYTES, keep_upload_urls=keep_upload_urls)
+            repository.ensure_sentinel()
+            self.apps[known] = create_app(ServerParts(repository, authenticator=EmbeddedToken(TOKEN)))
+        return self.apps[known]
 
     def java(self) -> ASGIApp:
         return JavaOnBucket(self.store()).app()
@@ -354,8 +360,13 @@ def idle() -> Iterator[list[_Stage]]:
         stage.server.close()
 
 
+@pytest.fixture(scope="module")
+def apps() -> dict[tuple[bool, bool], ASGIApp]:
+    return {}
+
+
 @pytest.fixture
-def world(bucket: tuple[Path, str], idle: list[_Stage]) -> Iterator[World]:
+def world(bucket: tuple[Path, str], idle: list[_Stage], apps: dict[tuple[bool, bool], ASGIApp]) -> Iterator[World]:
     folder, data_url = bucket
     (folder / "files").mkdir(exist_ok=True)
     transport = HttpTransport()
@@ -368,7 +379,7 @@ def world(bucket: tuple[Path, str], idle: list[_Stage]) -> Iterator[World]:
             stage.app = app
             return stage.server.url
 
-        world = World(folder, data_url, serve, transport)
+        world = World(folder, data_url, serve, transport, apps)
         world.path.write_bytes(random.Random(7).randbytes(PART_BYTES * 7 // 2))
         yield world
 
@@ -432,7 +443,7 @@ def test_upload_begun_by_one_server_is_finished_by_our_client_over_the_other(wor
 def test_requests_go_to_either_server(world: World, pair: str, client: str, seed: int) -> None:
     """A balancer before two servers: every request of an upload, a resumed one and a download may meet the other one."""
     keeps = pair == "ours and java"
-    apps = [world.ours(keep_upload_urls=keeps), world.java() if keeps else world.ours()]
+    apps = [world.ours(keep_upload_urls=keeps), world.java() if keeps else world.ours(another=True)]
     draws = random.Random(seed)
     url = world.serve(Balancer(apps, iter(lambda: draws.randrange(2), 2) if seed else None))
     begin_by_java(world, url, 10)
@@ -576,6 +587,7 @@ def test_relocated_object_is_read_from_the_base_and_replaced_at_home(world: Worl
 
 
 @pytest.mark.s3
+@pytest.mark.slow
 def test_stale_uploads_of_several_pages_are_dropped(seaweedfs_server: S3Endpoint) -> None:
     """Java looks at the first thousand of each bucket (3.15)."""
     store, count = seaweedfs_server.store(seaweedfs_server.fresh_bucket()), 1_005
@@ -624,12 +636,12 @@ class Zygote:
 
 
 class DyingStore:
-    """A store whose process dies at one of its changes."""
+    """A store whose process dies at one of its changes. It gets its folder late: in the child, when the application is there already."""
 
     _CHANGES: Final = frozenset({"write", "write_if_unchanged", "delete", "create_multipart", "complete_multipart", "abort_multipart"})
 
-    def __init__(self, inner: LocalStore, dies_at: int, *, after: bool) -> None:
-        self._inner, self._dies_at, self._after = inner, dies_at, after
+    def open(self, folder: str, data_url: str, dies_at: int | None, *, after: bool) -> None:
+        self._inner, self._dies_at, self._after = LocalStore(Path(folder), base_url=data_url), dies_at, after
         self._changes = itertools.count()
 
     def __getattr__(self, name: str) -> Any:
@@ -645,12 +657,8 @@ class DyingStore:
         return dying
 
 
-def _serve_until_killed(folder: str, data_url: str, dies_at: int | None, *, after: bool) -> None:
-    store: Any = LocalStore(Path(folder), base_url=data_url)
-    if dies_at is not None:
-        store = DyingStore(store, dies_at, after=after)
-    parts = ServerParts(DirectRepository(store, part_size_bytes=PART_BYTES), authenticator=EmbeddedToken(TOKEN))
-    server = RestServer(create_app(parts), "127.0.0.1", 0)
+def _serve_until_killed(app: ASGIApp) -> None:
+    server = RestServer(app, "127.0.0.1", 0)
     server.start()
     sys.stdout.write(json.dumps({"pid": os.getpid(), "url": server.url}) + "\n")
     sys.stdout.flush()
@@ -660,10 +668,16 @@ def _serve_until_killed(folder: str, data_url: str, dies_at: int | None, *, afte
 
 def _run_zygote() -> None:
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the children
+    store: Any = DyingStore()
+    app = create_app(ServerParts(DirectRepository(store, part_size_bytes=PART_BYTES), authenticator=EmbeddedToken(TOKEN)))
+    for name in ("uvicorn.protocols.http.h11_impl", "uvicorn.loops.auto", "uvicorn.lifespan.off", "anyio._backends._asyncio"):
+        importlib.import_module(name)  # what every child would import
+    assert threading.active_count() == 1, "only a single-threaded process may fork"
     for line in iter(sys.stdin.readline, ""):
         if os.fork() == 0:
             given = json.loads(line)
-            _serve_until_killed(given["folder"], given["data_url"], given["dies_at"], after=given["after"])
+            store.open(given["folder"], given["data_url"], given["dies_at"], after=given["after"])
+            _serve_until_killed(app)
 
 
 @pytest.fixture(scope="module")
@@ -695,7 +709,7 @@ def test_server_is_killed_at_any_step_and_another_finishes(
     first = JavaClient(dying, None, TOKEN, attempts=2, parallel=1)
     assert first.upload(world.path, world.id, world.md5, verify_connection=False).code == 1
     with pytest.raises(httpx.TransportError):
-        httpx.get(dying)
+        httpx.get(dying, verify=False)  # certificates that nobody needs here take 0.1 s to load
     url = healthy
     if client == "python":
         report = world.upload_by_python(url)
@@ -710,7 +724,9 @@ def test_server_is_killed_at_any_step_and_another_finishes(
             if not first.count("POST /upload/{id}"):
                 assert again.upload(world.path, world.id, world.md5, force=True, verify_connection=False) == Ended(0)
         assert again.waits == []
-    httpx.delete(f"{url}/upload/{world.id}", headers={"Authorization": f"Bearer {TOKEN}"})  # what is left of state is nobody's upload
+    httpx.delete(
+        f"{url}/upload/{world.id}", headers={"Authorization": f"Bearer {TOKEN}"}, verify=False
+    )  # what is left of state is nobody's upload
     world.assert_published()
     assert world.download_by_java(url) == world.path.read_bytes()
 

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, HTTPServer, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -62,12 +62,11 @@ class Retried(Exception):
 
 @dataclass
 class Song:
-    """A Song with one analysis of one file. With `threads` false it does one thing at a time, publishing included.
+    """A Song with one analysis of one file, which does one thing at a time, publishing included: who asks back waits for ever.
 
     `asked` has what was asked of it, `tokens` the Authorization headers that came along, `asks` what it asked of Score.
     """
 
-    threads: bool = True
     token: str = "songs-own"
     score_url: str = ""
     state: str = "UNPUBLISHED"
@@ -104,7 +103,7 @@ class Song:
 
             def log_message(self, *args: object) -> None: ...
 
-        self.server = (ThreadingHTTPServer if self.threads else HTTPServer)(("127.0.0.1", 0), Handler)
+        self.server = HTTPServer(("127.0.0.1", 0), Handler)
         threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
 
     @property
@@ -181,13 +180,13 @@ class World:
         return httpx.get(self.site.url + path, headers={} if token is None else {"Authorization": f"Bearer {token}"})
 
 
-@pytest.fixture(params=[True, False], ids=["song with threads", "song that does one thing at a time"])
-def world(request: pytest.FixtureRequest, start_site: StartSite, folder_repository: DirectRepository, tmp_path: Path) -> Iterator[World]:
+@pytest.fixture
+def world(start_site: StartSite, folder_repository: DirectRepository, tmp_path: Path) -> Iterator[World]:
     """A Song over HTTP, which our server asks and which asks our server."""
     path = tmp_path / "x.bam"
     path.write_bytes(Random(3).randbytes(150_000))
     with ExitStack() as stack:
-        song = Song(threads=request.param, size=path.stat().st_size, md5=md5_hex(path.read_bytes()))
+        song = Song(size=path.stat().st_size, md5=md5_hex(path.read_bytes()))
         stack.callback(song.close)
         client = client_of(song.url, None)
         stack.callback(client.close)
