@@ -127,10 +127,8 @@ def serving(settings: Settings, options: ServerSettings, *, stop: Stop | None = 
         parts, token_file = open_parts(settings, options, data, stack)
         rest = RestServer(applications.create_app(parts), options.host, options.port, trusted_proxies=options.trusted_proxies)
         stack.callback(rest.close)
-        parts.repository.ensure_sentinel()
+        _prepare(parts.repository, options, stop or Stop())
         rest.start()
-        if options.cleans:
-            _start_cleaning(parts.repository, options.stale_after_s, stop or Stop())
         yield Running(rest.url, None if data is None else data.base_url, token_file, parts.repository.label)
 
 
@@ -138,9 +136,15 @@ def create_app() -> FastAPI:
     """An application from the environment alone, for several processes: `uvicorn --factory score_core.server.serving:create_app`.
 
     Everything that it opens stays open as long as the process.
+
+    Raises:
+        ConfigurationError: a setting cannot be used, or nobody would be asked for a token: where it is going to listen is not known here.
     """
     settings, options, stack = load(), load_server_settings(), ExitStack()
+    if options.auth.mode == "none":
+        raise ConfigurationError("A server without authentication must listen on loopback: start it with `score serve`, which sees to that")
     parts, _ = open_parts(settings, options, _open_data(settings, options, stack), stack)
+    _prepare(parts.repository, options, Stop())
     return applications.create_app(parts)
 
 
@@ -235,6 +239,13 @@ def _open_metadata(settings: Settings, repository: DirectRepository) -> tuple[Me
         return open_song(settings), None
     registry = Registry(settings.data_dir / "registry.sqlite3", repository=repository)
     return registry, registry
+
+
+def _prepare(repository: DirectRepository, options: ServerSettings, stop: Stop) -> None:
+    """What the bucket needs of one of its servers; of several at once, too."""
+    repository.ensure_sentinel()
+    if options.cleans:
+        _start_cleaning(repository, options.stale_after_s, stop)
 
 
 def _start_cleaning(repository: DirectRepository, stale_after_s: float, stop: Stop) -> None:

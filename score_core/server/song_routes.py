@@ -29,6 +29,7 @@ from score_core.server.errors import Refusal, refusal_of
 from score_core.server.parameters import each_once
 
 _MAX_BODY_BYTES: Final = 10_000_000
+_MAX_VALUES: Final = 1_000_000  # of JSON: 100,000 files have fewer, and 10 MB of `[],` would become 500 MB of memory
 _MAX_PAGE_SIZE: Final = 2000  # as Song's
 _PAGE_SIZE: Final = 20  # Spring's
 _NUMBER: Final = re.compile(r"[0-9]{1,9}")
@@ -219,6 +220,8 @@ _Body = Annotated[bytes, Depends(_read_body)]
 
 def _parsed(body: bytes) -> Any:
     """JSON as the standard has it: no NaN, and no more nesting than can be read."""
+    if sum(map(body.count, (b"[", b"{", b","))) > _MAX_VALUES:
+        raise Refusal(413, f"The body must have at most {_MAX_VALUES:,} values", code=_BY_STATUS)
     try:
         return json.loads(body, parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
