@@ -29,6 +29,7 @@ from score_core.server.errors import Refusal, refusal_of
 from score_core.server.parameters import each_once
 
 _MAX_BODY_BYTES: Final = 10_000_000
+_MAX_UNSAID_BYTES: Final = 1_000_000  # of a body without Content-Length, which is read before it can be refused
 _MAX_VALUES: Final = 1_000_000  # of JSON: 100,000 files have fewer, and 10 MB of `[],` would become 500 MB of memory
 _MAX_PAGE_SIZE: Final = 2000  # as Song's
 _PAGE_SIZE: Final = 20  # Spring's
@@ -203,14 +204,16 @@ def _error(request: Request, handler: str, refusal: Refusal) -> Response:
 
 async def _read_body(request: Request) -> bytes:
     """The body, up to the limit and without unpacking anything."""
-    too_large = Refusal(413, f"The body must have at most {_MAX_BODY_BYTES:,} bytes", code=_BY_STATUS)
-    said = request.headers.get("content-length", "0")
-    if _NUMBER.fullmatch(said) is None or int(said) > _MAX_BODY_BYTES:
+    text = f"The body must have at most {_MAX_BODY_BYTES:,} bytes, {_MAX_UNSAID_BYTES:,} if it comes without Content-Length"
+    too_large = Refusal(413, text, code=_BY_STATUS)
+    said = request.headers.get("content-length")
+    if said is not None and (_NUMBER.fullmatch(said) is None or int(said) > _MAX_BODY_BYTES):
         raise too_large
+    limit = _MAX_UNSAID_BYTES if said is None else _MAX_BODY_BYTES
     body = bytearray()
     async for block in request.stream():
         body += block
-        if len(body) > _MAX_BODY_BYTES:
+        if len(body) > limit:
             raise too_large
     return bytes(body)
 

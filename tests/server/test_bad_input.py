@@ -871,18 +871,15 @@ def test_health_of_a_store_that_never_answers(start_site: StartSite, monkeypatch
 
 
 def test_many_at_once(ours: Site, store: MemoryStore, registry: Registry) -> None:
-    """64 threads ask all sorts of things for two seconds: every answer is one of the documented kind, and none is missing."""
+    """64 threads ask all sorts of things: every answer is one of the documented kind, and none is missing."""
     analysis = registry.submit("TEST", payload_of(*(f"{number}.bam" for number in range(20))))
     ids = [entity.object_id for entity in registry.entities()]
     files = {file.object_id: file for file in registry.analysis("TEST", analysis).files}
-    until = time.monotonic() + 2.0
 
     def ask(seed: int) -> list[int]:
         seen = []
-        with httpx.Client(base_url=ours.url, headers=MINE, timeout=30) as http:
-            number = seed
-            while time.monotonic() < until:
-                number += 1
+        with httpx.Client(base_url=ours.url, headers=MINE, timeout=60, verify=False) as http:
+            for number in range(seed, seed + 20):
                 at = ids[number % len(ids)]
                 verb, path = (
                     ("POST", f"/upload/{at}/uploads?fileSize={files[at].size}&overwrite=true"),
@@ -901,6 +898,6 @@ def test_many_at_once(ours: Site, store: MemoryStore, registry: Registry) -> Non
 
     with ThreadPoolExecutor(64) as pool:
         statuses = [status for seen in pool.map(ask, range(64)) for status in seen]
-    assert len(statuses) > 64
+    assert len(statuses) == 64 * 20
     assert set(statuses) <= {200, 400, 404, 409}
     assert_serves(ours)
