@@ -199,8 +199,8 @@ class DirectRepository:
         object_id = check_object_id(object_id)
         if not overwrite and self.exists(object_id):
             raise Conflict(f"Object {object_id} exists already in {self.label}; --force replaces it")
-        self.abort(object_id)
         parts = plan_parts(size, minimum=self.part_size_bytes)
+        self.abort(object_id)
         upload_id = self._home(object_id).data.create_multipart(self.keys.data(object_id)) if parts else _EMPTY_UPLOAD_ID
         upload = Upload(object_id, upload_id, size, parts, md5, file_name=file_name)
         self._state(object_id).save(upload, self._kept_urls(upload))

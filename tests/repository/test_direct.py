@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import pytest
 
 from score_core.checksum import md5_base64, md5_hex
-from score_core.errors import Conflict, ObjectNotFound, ScoreError, ServiceError, Unavailable
+from score_core.errors import Conflict, ObjectNotFound, PlanError, ScoreError, ServiceError, Unavailable
 from score_core.model import StoredPart, TransferReport
 from score_core.repository.base import Repository
 from score_core.repository.direct import DirectRepository, composite_etag
@@ -157,6 +157,13 @@ def test_no_url_is_ever_stored(store: MemoryStore, repository: DirectRepository)
     repository.sign_uploads(upload, upload.parts)
     repository.commit(upload, stored)
     assert not [key for key in keys(store) if b"Expires" in store.read(key) or b"://" in store.read(key)]
+
+
+def test_size_that_no_store_takes_leaves_the_older_upload(store: MemoryStore, repository: DirectRepository) -> None:
+    upload, _ = send(store, repository, b"abcdef")
+    with pytest.raises(PlanError):
+        repository.begin_upload(ID, 2**62, md5="a" * 32)
+    assert [unfinished.upload_id for unfinished in repository.list_uploads()] == [upload.upload_id]
 
 
 def test_empty_object_has_no_parts(store: MemoryStore, repository: DirectRepository) -> None:
