@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import logging
+import os
 import socket
 import threading
 import time
@@ -28,7 +29,7 @@ from score_core.repository.layout import Keys
 from score_core.server import app as applications
 from score_core.server.app import ServerParts
 from score_core.server.bytes import ByteServer
-from score_core.server.settings import ServerSettings, load_server_settings
+from score_core.server.settings import ServerSettings, adopt_java_credentials, load_server_settings
 from score_core.session import open_song
 from score_core.settings import Settings, load
 from score_core.stores.local import LocalStore
@@ -223,6 +224,7 @@ def open_parts(settings: Settings, options: ServerSettings, data: LocalStore | N
 def _open_buckets(settings: Settings, options: ServerSettings, data: LocalStore | None) -> Buckets:
     if data is not None:
         return Buckets.single(data)
+    adopt_java_credentials(os.environ)
     return open_buckets(
         options.store or str(settings.store),
         state_address=options.state_store,

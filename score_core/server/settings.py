@@ -11,7 +11,7 @@ import ipaddress
 import logging
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from typing import Annotated, Any, Final, Literal
 from urllib.parse import urlencode, urlsplit
 
@@ -220,6 +220,13 @@ def _java_buckets(given: Mapping[str, str]) -> dict[str, Any]:
     if given.get("BUCKET_NAME_STATE", given["BUCKET_NAME_OBJECT"]) != given["BUCKET_NAME_OBJECT"]:
         stores["state_store"] = f"s3://{given['BUCKET_NAME_STATE']}{query}"
     return stores
+
+
+def adopt_java_credentials(environment: MutableMapping[str, str]) -> None:
+    """Lets boto3 find the credentials of a Java server's environment, unless there are some in its own form."""
+    given = environment.get("S3_ACCESSKEY"), environment.get("S3_SECRETKEY")
+    if all(given) and not any(name in environment for name in ("AWS_ACCESS_KEY_ID", "AWS_PROFILE")):
+        environment["AWS_ACCESS_KEY_ID"], environment["AWS_SECRET_ACCESS_KEY"] = map(str, given)
 
 
 def load_server_settings(**options: Any) -> ServerSettings:

@@ -11,7 +11,7 @@ import pytest
 from score_core.auth.base import ScopeRules
 from score_core.errors import ConfigurationError
 from score_core.server import settings as module
-from score_core.server.settings import ServerSettings, load_server_settings
+from score_core.server.settings import ServerSettings, adopt_java_credentials, load_server_settings
 
 DAY_S = 86_400
 
@@ -37,6 +37,17 @@ def field(settings: ServerSettings, name: str) -> Any:
     for step in name.split("."):
         value = getattr(value, step)
     return value
+
+
+@pytest.mark.parametrize(
+    ("own", "used"),
+    [({}, "java"), ({"AWS_ACCESS_KEY_ID": "own", "AWS_SECRET_ACCESS_KEY": "s"}, "own"), ({"AWS_PROFILE": "lab"}, None)],
+    ids=["none", "keys", "profile"],
+)
+def test_credentials_of_a_java_server_are_used_if_there_are_no_others(own: dict[str, str], used: str | None) -> None:
+    environment = {"S3_ACCESSKEY": "java", "S3_SECRETKEY": "secret", **own}
+    adopt_java_credentials(environment)
+    assert environment.get("AWS_ACCESS_KEY_ID") == used
 
 
 def test_without_settings_nobody_else_comes_in() -> None:
