@@ -634,7 +634,7 @@ def test_ten_thousand_parts(tmp_path: Path) -> None:
     report = Engine(repository, transport).download(repository.describe("1-2-3-4-5"), tmp_path / "y", validation="off")
     assert (tmp_path / "y").read_bytes() == data
     assert report.parts == 10_000
-    assert report.signings <= 10_000 / 32 + 8
+    assert report.signings <= 1.1 * 10_000 / 32  # parts that are asked for out of order begin batches of their own
     transport.close()
     store.close()
 
