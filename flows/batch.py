@@ -112,9 +112,9 @@ def _wanted(manifest: str | None, study_id: str | None, analysis_id: str | None,
 
 
 def _upload_all(items: list[UploadItem], *, force: bool, store: str | None, large_bytes: int) -> list[TransferReport]:
-    metadata = sessions.metadata(store)
-    records = {} if metadata is None else registered(metadata, [item.object_id for item in items])
     small = [item for item in items if _size(item.path) < large_bytes]
+    metadata = sessions.metadata(store)
+    records = {} if metadata is None else registered(metadata, [item.object_id for item in small])  # subflows ask for their own
     known = [records.get(item.object_id) for item in small]
     futures = upload_file.map(store=unmapped(store), item=small, record=known, force=unmapped(force))
     runs = dict(zip(small, futures, strict=True))

@@ -9,7 +9,6 @@ from __future__ import annotations
 import codecs
 import contextlib
 import io
-import ipaddress
 import re
 import socket
 import sys
@@ -30,6 +29,7 @@ from score_core.errors import (
     ServiceError,
     Unavailable,
 )
+from score_core.hosts import is_link_local
 from score_core.ids import check_object_id, is_object_id
 from score_core.metadata.registering import DOWNLOAD_COLUMNS
 from score_core.operations import DownloadItem, UploadItem
@@ -310,7 +310,7 @@ def _fetched(url: str) -> bytes:
 
 
 def _check_host(url: str) -> None:
-    """Refuses link-local addresses: at 169.254.169.254 clouds hand out credentials."""
+    """Refuses link-local addresses."""
     try:
         host, port = urlsplit(url).hostname or "", urlsplit(url).port
     except ValueError:
@@ -318,12 +318,5 @@ def _check_host(url: str) -> None:
     addresses = [host]
     with contextlib.suppress(OSError, UnicodeError):  # behind a proxy names need not resolve here
         addresses = [str(entry[4][0]) for entry in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
-    if any(_is_link_local(address) for address in addresses):
+    if any(is_link_local(address) for address in addresses):
         raise ManifestError(f"A manifest is not fetched from {host[:200]}: link-local addresses are refused")
-
-
-def _is_link_local(address: str) -> bool:
-    try:
-        return ipaddress.ip_address(address.partition("%")[0]).is_link_local
-    except ValueError:
-        return False

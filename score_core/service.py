@@ -15,7 +15,6 @@ A redirect is never followed: the token would go to whoever it names.
 
 from __future__ import annotations
 
-import ipaddress
 import logging
 import ssl
 import threading
@@ -43,6 +42,7 @@ from score_core.errors import (
     Unavailable,
     redact,
 )
+from score_core.hosts import is_loopback
 from score_core.transfer.policy import RetryPolicy
 from score_core.transfer.stop import Stop
 
@@ -168,7 +168,7 @@ class ServiceClient:
             timeout=httpx.Timeout(self.options.read_timeout_s, connect=self.options.connect_timeout_s),
             verify=self.options.certificates(),
             follow_redirects=False,
-            trust_env=not is_loopback(self.url),  # a proxy elsewhere does not reach this machine, and would read the token
+            trust_env=not is_loopback(_host(self.url)),  # a proxy elsewhere does not reach this machine, and would read the token
             headers={"User-Agent": f"score-for-python/{__version__}", "Accept": "application/json, text/plain;q=0.9, */*;q=0.5"},
             limits=httpx.Limits(max_connections=32, max_keepalive_connections=32),
         )
@@ -291,27 +291,16 @@ def _said(body: Any) -> str:
     return body if isinstance(body, str) else ""
 
 
-def problem_code(response: httpx.Response) -> str | None:
-    """Our own servers' word for what is wrong, None from others."""
-    try:
-        code = response.json().get("code")
-    except (ValueError, AttributeError, RecursionError):
-        return None
-    return code if isinstance(code, str) else None
-
-
 def is_private_line(url: str) -> bool:
     """Whether nobody on a network can listen: https, or a host that is this machine."""
-    return url.lower().startswith("https://") or is_loopback(url)
+    return url.lower().startswith("https://") or is_loopback(_host(url))
 
 
-def is_loopback(url: str) -> bool:
-    """Whether an address is of this machine, for sure."""
+def _host(url: str) -> str:
     try:
-        host = urlsplit(url).hostname or ""
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+        return urlsplit(url).hostname or ""
     except ValueError:
-        return False
+        return ""
 
 
 def _cause(error: Exception) -> str:

@@ -6,10 +6,8 @@ answer is lost is settled by looking, nothing counts as published before `exists
 
 from __future__ import annotations
 
-import ipaddress
 import itertools
 import logging
-import socket
 import threading
 import time
 from collections import deque
@@ -36,6 +34,7 @@ from score_core.errors import (
     Unavailable,
     UrlExpiredError,
 )
+from score_core.hosts import is_link_local
 from score_core.ids import check_object_id
 from score_core.model import ByteRange, ObjectInfo, ObjectSpec, Part, SignedUrl, StoredPart, Upload, UploadInfo
 from score_core.repository import wire
@@ -529,7 +528,7 @@ class RemoteRepository:
             )
         if self._data_hosts and host not in self._data_hosts:
             raise ServiceError(f"{self.label} sends us to {host}, which is not among data_hosts; add it if that is right")
-        if _is_link_local(host):
+        if is_link_local(host):
             raise ServiceError(f"{self.label} sends us to {host}: link-local addresses are refused")
         _, expires_at = wire.lifetime_of(url)
         good_until = time.time() + _UNKNOWN_LIFE_S if expires_at is None else expires_at - skew_s
@@ -550,16 +549,3 @@ def _skew_s(response: httpx.Response) -> float:
     except (KeyError, TypeError, ValueError):
         return 0.0
     return skew_s if abs(skew_s) > 5 else 0.0
-
-
-def _is_link_local(host: str) -> bool:
-    """Whether a host is written as a link-local address, in any of the ways that a connection understands (such as 0xa9fea9fe)."""
-    try:
-        address = ipaddress.ip_address(host)
-    except ValueError:
-        try:
-            address = ipaddress.IPv4Address(socket.inet_aton(host.rstrip(".")))
-        except OSError:
-            return False
-    mapped = getattr(address, "ipv4_mapped", None)
-    return address.is_link_local or (mapped is not None and mapped.is_link_local)

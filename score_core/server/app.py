@@ -27,6 +27,7 @@ from score_core.server.access import Gate
 from score_core.server.errors import Refusal, answer, refusal_of
 from score_core.server.openapi import Api
 from score_core.server.score_routes import ScoreRoutes
+from score_core.server.song_routes import song_router
 
 _log = logging.getLogger(__name__)
 _audit = logging.getLogger("score_core.server.audit")
@@ -73,8 +74,6 @@ def create_app(parts: ServerParts) -> FastAPI:
     routes = ScoreRoutes(parts.repository, gate, marks_md5=parts.marks_md5, etags_are_md5=parts.etags_are_md5)
     app.include_router(routes.router())
     if parts.song is not None:
-        from score_core.server.song_routes import song_router
-
         app.include_router(song_router(parts.song, may_write=gate.for_study))
     _answer_errors(app)
     if parts.allowed_origins:

@@ -11,7 +11,6 @@ import contextlib
 import errno
 import hmac
 import http.client
-import ipaddress
 import json
 import logging
 import os
@@ -30,6 +29,7 @@ from xml.sax.saxutils import escape
 
 from score_core.checksum import parse_md5
 from score_core.errors import ConfigurationError, NoSpaceError, ObjectNotFound, ScoreError, ServiceError, UrlExpiredError
+from score_core.hosts import http_url, is_loopback
 from score_core.stores.local import LocalStore
 from score_core.stores.pieces import LocalObject
 from score_core.stores.signing import Grant
@@ -330,7 +330,7 @@ class ByteServer:
     """
 
     def __init__(self, store: LocalStore, host: str = "127.0.0.1", port: int = 0, *, allow_public: bool = False) -> None:
-        if not allow_public and not _is_loopback(host):
+        if not allow_public and not is_loopback(host):
             raise ConfigurationError(f"The byte server would be open to the network on {host}; use 127.0.0.1 or allow public access")
         try:
             self._server = _Server(store, host, port)
@@ -343,7 +343,7 @@ class ByteServer:
         """Where it listens, without a trailing slash."""
         host, port = self._server.server_address[:2]
         text = host if isinstance(host, str) else bytes(host).decode()
-        return f"http://[{text}]:{port}" if ":" in text else f"http://{text}:{port}"
+        return http_url(text, port)
 
     def start(self) -> None:
         """Serves in a daemon thread of this process."""
@@ -398,10 +398,3 @@ def _bounds(header: str | None, size: int) -> tuple[int, int] | None:
     if offset >= size:
         raise _Refusal(416, "The range begins behind the end of the object", headers={"Content-Range": f"bytes */{size}"})
     return offset, min(end, size)
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

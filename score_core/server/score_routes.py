@@ -25,7 +25,7 @@ from score_core.checksum import is_md5_shaped, parse_md5
 from score_core.errors import Conflict, ScoreError
 from score_core.ids import check_object_id
 from score_core.metadata.payload import name_problem
-from score_core.model import ByteRange, ObjectSpec, StoredPart, Upload
+from score_core.model import ObjectSpec, StoredPart, Upload
 from score_core.plan import MAX_OBJECT_SIZE_BYTES, MAX_PARTS, part_size_bytes, plan_parts
 from score_core.repository import wire
 from score_core.repository.direct import DirectRepository
@@ -183,8 +183,8 @@ class ScoreRoutes:
     def _get_urls(self, spec: ObjectSpec, *, signs: bool) -> wire.Urls | None:
         if not signs:
             return None
-        ranges = [ByteRange(part.offset, part.size) for part in spec.parts]
-        return {part.number: url.url for part, url in zip(spec.parts, self._repository.sign_downloads(spec, ranges), strict=True)}
+        signed = self._repository.sign_downloads(spec, [part.range for part in spec.parts])
+        return {part.number: url.url for part, url in zip(spec.parts, signed, strict=True)}
 
     # Uploads
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import logging
 import os
 import socket
@@ -13,7 +12,6 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
-from urllib.parse import unquote, urlsplit
 
 import uvicorn
 from fastapi import FastAPI
@@ -21,6 +19,7 @@ from starlette.types import ASGIApp
 
 from score_core.auth.options import open_authenticator
 from score_core.errors import ConfigurationError, ScoreError
+from score_core.hosts import http_url, is_loopback
 from score_core.metadata.base import Metadata
 from score_core.metadata.registry import Registry
 from score_core.repository.buckets import Buckets, open_buckets
@@ -30,7 +29,7 @@ from score_core.server import app as applications
 from score_core.server.app import ServerParts
 from score_core.server.bytes import ByteServer
 from score_core.server.settings import ServerSettings, adopt_java_credentials, load_server_settings
-from score_core.session import open_song
+from score_core.session import open_song, registry_path, store_folder
 from score_core.settings import Settings, load
 from score_core.stores.local import LocalStore
 from score_core.transfer.stop import Stop
@@ -92,7 +91,7 @@ class RestServer:
     @property
     def url(self) -> str:
         host, port = self._socket.getsockname()[:2]
-        return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+        return http_url(host, port)
 
     def start(self) -> None:
         """Returns once it answers."""
@@ -123,6 +122,7 @@ def serving(settings: Settings, options: ServerSettings, *, stop: Stop | None = 
         ConfigurationError: a setting cannot be used, or would let strangers in.
     """
     _check_reach(options)
+    settings = _at_the_store(settings, options)
     with ExitStack() as stack:
         data = _open_data(settings, options, stack)
         parts, token_file = open_parts(settings, options, data, stack)
@@ -141,7 +141,8 @@ def create_app() -> FastAPI:
     Raises:
         ConfigurationError: a setting cannot be used, or nobody would be asked for a token: where it is going to listen is not known here.
     """
-    settings, options, stack = load(), load_server_settings(), ExitStack()
+    options, stack = load_server_settings(), ExitStack()
+    settings = _at_the_store(load(), options)
     if options.auth.mode == "none":
         raise ConfigurationError("A server without authentication must listen on loopback: start it with `score serve`, which sees to that")
     parts, _ = open_parts(settings, options, _open_data(settings, options, stack), stack)
@@ -150,7 +151,7 @@ def create_app() -> FastAPI:
 
 
 def _check_reach(options: ServerSettings) -> None:
-    if _is_loopback(options.host):
+    if is_loopback(options.host):
         return
     if options.auth.mode == "none":
         raise ConfigurationError(
@@ -162,9 +163,14 @@ def _check_reach(options: ServerSettings) -> None:
         )
 
 
+def _at_the_store(settings: Settings, options: ServerSettings) -> Settings:
+    """What clients on this machine would use, but for where the objects are: a server is at the store itself."""
+    return settings.model_copy(update={"url": None, "store": options.store or settings.store})
+
+
 def _open_data(settings: Settings, options: ServerSettings, stack: ExitStack) -> LocalStore | None:
     """The folder with the objects and who serves its bytes; None when they are in a bucket."""
-    folder = _folder(settings, options)
+    folder = store_folder(settings)
     if folder is None:
         return None
     store = LocalStore(folder)
@@ -173,14 +179,6 @@ def _open_data(settings: Settings, options: ServerSettings, stack: ExitStack) ->
     stack.callback(store.close)
     stack.callback(server.close)
     return LocalStore(folder, base_url=settings.serve_url or server.url)
-
-
-def _folder(settings: Settings, options: ServerSettings) -> Path | None:
-    address = options.store or settings.store
-    if address is None:
-        return settings.data_dir / "store"
-    parts = urlsplit(address)
-    return Path(unquote(parts.path)) if parts.scheme == "file" else None
 
 
 def open_parts(settings: Settings, options: ServerSettings, data: LocalStore | None, stack: ExitStack) -> tuple[ServerParts, Path | None]:
@@ -226,7 +224,7 @@ def _open_buckets(settings: Settings, options: ServerSettings, data: LocalStore 
         return Buckets.single(data)
     adopt_java_credentials(os.environ)
     return open_buckets(
-        options.store or str(settings.store),
+        str(settings.store),
         state_address=options.state_store,
         pool=options.pool,
         key_digits=options.key_digits,
@@ -239,7 +237,7 @@ def _open_metadata(settings: Settings, repository: DirectRepository) -> tuple[Me
     """Song if there is one; else our registry, which is then served as Song, too."""
     if settings.metadata_url is not None:
         return open_song(settings), None
-    registry = Registry(settings.data_dir / "registry.sqlite3", repository=repository)
+    registry = Registry(registry_path(settings), repository=repository)
     return registry, registry
 
 
@@ -263,10 +261,3 @@ def _start_cleaning(repository: DirectRepository, stale_after_s: float, stop: St
             stop.wait(_CLEANING_S)
 
     threading.Thread(target=clean, name="score-cleaning", daemon=True).start()
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

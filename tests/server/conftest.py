@@ -50,7 +50,7 @@ def remote(url: str, token: str | None = TOKEN) -> RemoteRepository:
     return RemoteRepository(client_of(url, token))
 
 
-class _Stage:
+class Stage:
     """A running server whose application changes from test to test: starting and stopping one takes 0.3 s."""
 
     def __init__(self) -> None:
@@ -64,21 +64,21 @@ class _Stage:
 
 
 @pytest.fixture(scope="session")
-def idle_stages() -> Iterator[list[_Stage]]:
-    stages: list[_Stage] = []
+def idle_stages() -> Iterator[list[Stage]]:
+    stages: list[Stage] = []
     yield stages
     for stage in stages:
         stage.server.close()
 
 
 @pytest.fixture
-def start_site(idle_stages: list[_Stage]) -> Iterator[StartSite]:
+def start_site(idle_stages: list[Stage]) -> Iterator[StartSite]:
     """Starts servers; `options` replace what `ServerParts` has."""
     with ExitStack() as stack:
 
         def start(repository: DirectRepository, **options: Any) -> Site:
             parts = replace(ServerParts(repository, authenticator=EmbeddedToken(TOKEN)), **options)
-            stage = idle_stages.pop() if idle_stages else _Stage()
+            stage = idle_stages.pop() if idle_stages else Stage()
             stack.callback(idle_stages.append, stage)
             stage.app, url = create_app(parts), stage.server.url
             http = stack.enter_context(httpx.Client(base_url=url, headers={"Authorization": f"Bearer {TOKEN}"}, verify=False))

@@ -48,7 +48,7 @@ from score_core.testing.servers import S3Endpoint
 from score_core.transfer.engine import Engine
 from score_core.transfer.http import HttpTransport
 from score_core.transfer.policy import RetryPolicy
-from tests.server.conftest import PART_BYTES, TOKEN, remote
+from tests.server.conftest import PART_BYTES, TOKEN, Stage, remote
 from tests.server.java_client import Call, Ended, Failed, JavaClient, Killed
 
 ROOT: Final = Path(__file__).parents[2]
@@ -327,19 +327,6 @@ class World:
         assert (spec["objectSize"], spec["objectMd5"]) == (len(data), self.md5)
 
 
-class _Stage:
-    """A running server whose application can be changed."""
-
-    def __init__(self) -> None:
-        self.app: ASGIApp | None = None
-        self.server = RestServer(self, "127.0.0.1", 0)
-        self.server.start()
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        assert self.app is not None
-        await self.app(scope, receive, send)
-
-
 @pytest.fixture(scope="module")
 def bucket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, str]]:
     folder = tmp_path_factory.mktemp("shared")
@@ -353,8 +340,8 @@ def bucket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, str
 
 
 @pytest.fixture(scope="module")
-def idle() -> Iterator[list[_Stage]]:
-    stages: list[_Stage] = []
+def idle() -> Iterator[list[Stage]]:
+    stages: list[Stage] = []
     yield stages
     for stage in stages:
         stage.server.close()
@@ -366,7 +353,7 @@ def apps() -> dict[tuple[bool, bool], ASGIApp]:
 
 
 @pytest.fixture
-def world(bucket: tuple[Path, str], idle: list[_Stage], apps: dict[tuple[bool, bool], ASGIApp]) -> Iterator[World]:
+def world(bucket: tuple[Path, str], idle: list[Stage], apps: dict[tuple[bool, bool], ASGIApp]) -> Iterator[World]:
     folder, data_url = bucket
     (folder / "files").mkdir(exist_ok=True)
     transport = HttpTransport()
@@ -374,7 +361,7 @@ def world(bucket: tuple[Path, str], idle: list[_Stage], apps: dict[tuple[bool, b
         stack.callback(transport.close)
 
         def serve(app: ASGIApp) -> str:
-            stage = idle.pop() if idle else _Stage()
+            stage = idle.pop() if idle else Stage()
             stack.callback(idle.append, stage)
             stage.app = app
             return stage.server.url

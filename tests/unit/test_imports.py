@@ -24,6 +24,7 @@ LAYERS = {
     "score_core.model": 2,
     "score_core.plan": 3,
     "score_core.ids": 3,
+    "score_core.hosts": 3,
     "score_core.checksum": 3,
     "score_core.progress": 3,
     "score_core.java_settings": 3,

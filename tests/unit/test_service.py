@@ -23,7 +23,7 @@ from score_core.errors import (
     TransientError,
     Unavailable,
 )
-from score_core.service import Refused, ServiceClient, ServiceOptions, Token, is_private_line, problem_code, reason
+from score_core.service import Refused, ServiceClient, ServiceOptions, Token, is_private_line, reason
 from score_core.transfer.policy import RetryPolicy
 from score_core.transfer.stop import Stop
 from tests.repository.java_server import Fault, JavaServer
@@ -159,13 +159,6 @@ def test_reason_is_found_in_every_form(body: bytes, said: str | None) -> None:
     found = reason(httpx.Response(400, content=body))
     assert len(found) <= 300
     assert said is None or found == said
-
-
-@pytest.mark.parametrize(
-    ("body", "code"), [(b'{"code":"busy"}', "busy"), (b'{"code":3}', None), (b"[]", None), (b"x", None), (b"{" * 99_999, None)]
-)
-def test_code_of_our_servers_is_read(body: bytes, code: str | None) -> None:
-    assert problem_code(httpx.Response(400, content=body)) == code
 
 
 # Tokens
