@@ -365,9 +365,15 @@ _Found = dict[str, tuple[int, Any, str]]  # rank of the source (0 is the stronge
 
 
 def load(
-    flags: Mapping[str, str | None] | None = None, *, config: str | os.PathLike[str] | None = None, profile: str | None = None
+    flags: Mapping[str, str | None] | None = None,
+    *,
+    config: str | os.PathLike[str] | None = None,
+    profile: str | None = None,
+    at_store: bool = False,
 ) -> Settings:
     """The settings. `flags` maps names such as `store` to what the command line says, None meaning nothing.
+
+    `at_store` is for a server, which is at the store itself: the `url` that clients on its machine use says nothing then.
 
     Raises:
         ConfigurationError: a file cannot be read, or a key or value is wrong; names the key and where it stands.
@@ -375,7 +381,8 @@ def load(
     given: dict[str, Any] = {**(flags or {}), "config": config, "profile": profile}
     given = {name: value for name, value in given.items() if value is not None}
     found = _found(given)
-    silenced = dict.fromkeys([*_weaker(found, "url", "store"), *_weaker(found, "token", "token_file")])
+    where = ["url"] if at_store else _weaker(found, "url", "store")
+    silenced = dict.fromkeys([*where, *_weaker(found, "token", "token_file")])
     try:
         settings = Settings(**{**given, **silenced})
     except ValidationError as error:

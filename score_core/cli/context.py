@@ -57,11 +57,15 @@ class Context:
     @cached_property
     def settings(self) -> Settings:
         """The settings, read on first use. Raises `ConfigurationError`."""
+        return self.load()
+
+    def load(self, *, at_store: bool = False) -> Settings:
+        """The settings, for a server with `at_store`. Raises `ConfigurationError`."""
         from score_core.settings import load
 
         options = self.options
         flags = {"store": options.store, "url": options.url, "progress": options.progress}
-        return load(flags, config=options.config, profile=options.profile)
+        return load(flags, config=options.config, profile=options.profile, at_store=at_store)
 
     def manifest(self, name: str) -> ManifestSource:
         """The manifest that an option names."""

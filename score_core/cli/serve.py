@@ -38,7 +38,7 @@ def serve(
         raise ConfigurationError(f"A server needs {error.name}, which is not installed: pip install 'score-transfer[server]'") from None
 
     options = load_server_settings(host=host, port=port, data_port=data_port, allow_public=allow_public or None)
-    with context.signals.graceful(), serving(context.settings, options, stop=context.stop) as running:
+    with context.signals.graceful(), serving(context.load(at_store=True), options, stop=context.stop) as running:
         print(running.url, flush=True)  # at once, not at the end: somebody waits for it
         say(f"Serving {running.label}" + (f", its bytes at {running.data_url}" if running.data_url else ""))
         if running.token_file is not None:

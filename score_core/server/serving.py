@@ -114,7 +114,7 @@ class RestServer:
 
 @contextmanager
 def serving(settings: Settings, options: ServerSettings, *, stop: Stop | None = None) -> Iterator[Running]:
-    """A server over what the settings name, until the block ends.
+    """A server over what the settings, loaded with `at_store`, name, until the block ends.
 
     With no configuration: a store and a registry in the user's data directory, on loopback, with a token that is made on first start.
 
@@ -142,7 +142,7 @@ def create_app() -> FastAPI:
         ConfigurationError: a setting cannot be used, or nobody would be asked for a token: where it is going to listen is not known here.
     """
     options, stack = load_server_settings(), ExitStack()
-    settings = _at_the_store(load(), options)
+    settings = _at_the_store(load(at_store=True), options)
     if options.auth.mode == "none":
         raise ConfigurationError("A server without authentication must listen on loopback: start it with `score serve`, which sees to that")
     parts, _ = open_parts(settings, options, _open_data(settings, options, stack), stack)
@@ -164,8 +164,8 @@ def _check_reach(options: ServerSettings) -> None:
 
 
 def _at_the_store(settings: Settings, options: ServerSettings) -> Settings:
-    """What clients on this machine would use, but for where the objects are: a server is at the store itself."""
-    return settings.model_copy(update={"url": None, "store": options.store or settings.store})
+    """The settings with the server's own store, where it has one."""
+    return settings.model_copy(update={"store": options.store or settings.store})
 
 
 def _open_data(settings: Settings, options: ServerSettings, stack: ExitStack) -> LocalStore | None:

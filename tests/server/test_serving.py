@@ -164,6 +164,14 @@ def test_stops_at_once_with_connections_open(start: Start, home: Path, number: i
     serve(start, "--port", str(port))  # the port is free again
 
 
+@pytest.mark.parametrize("variable", ["STORAGE_URL", "SCORE_URL"])
+def test_address_for_clients_does_not_hide_the_store(start: Start, tmp_path: Path, variable: str) -> None:
+    """Both are set where one machine has the server and its clients: the server is at the store itself."""
+    store = (tmp_path / "elsewhere").as_uri()
+    _, err = serve(start, SCORE_STORE=store, **{variable: "https://score.example.org"}).ends()
+    assert f"Serving {store}" in err
+
+
 def test_token_stays_the_same(start: Start, home: Path) -> None:
     first = serve(start)
     token = token_of(home)
