@@ -67,11 +67,11 @@ def assert_kept_nowhere(site, printed):
 
 
 def test_search_finds_what_is_there(site):
-    """The check itself: a planted secret in the server's folder is found."""
+    """The check itself: a secret in the server's folder is found. It is this store's own, for other tests look there too."""
     object_id, _ = site.stored(8)
     flows(site, "download", "--object-id", object_id, "--output-dir", str(site.out))
     planted = site.server.home / "prefect" / "planted.txt"
-    planted.write_text(TOKEN)
+    planted.write_text((site.folder / "store" / ".secret").read_bytes().hex())
     try:
         with pytest.raises(AssertionError, match="planted"):
             assert_kept_nowhere(site, b"")
