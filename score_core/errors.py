@@ -10,6 +10,7 @@
         PartMismatch                        one part: worth moving again
         ObjectMismatch                      the whole object
       Unverifiable                          nobody recorded a digest to verify by
+      FormatError                           a BAM, CRAM, VCF or index is damaged, is none, or the index is another file's
       ChangedError                          source file or object is not the one the transfer began with
       TransferError                         one attempt at one part failed
         TransientError                      same URL, later
@@ -158,6 +159,10 @@ class ObjectMismatch(IntegrityError):
 
 
 class Unverifiable(ScoreError):
+    exit_code = 6
+
+
+class FormatError(ScoreError):
     exit_code = 6
 
 

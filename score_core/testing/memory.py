@@ -223,7 +223,7 @@ class MemoryTransport:
         self._store = store
         self._clock = clock or store.clock
 
-    def get(self, byte_range: ByteRange, url: SignedUrl, sink: Sink, *, if_match: str | None = None, stop: Stop | None = None) -> None:
+    def get(self, byte_range: ByteRange, url: SignedUrl, sink: Sink, *, if_match: str | None = None, stop: Stop | None = None) -> str | None:
         store, key, permitted = self._permitted("GET", url)
         if permitted.get("Range", byte_range.http) != byte_range.http or url.headers.get("Range", byte_range.http) != byte_range.http:
             raise AccessDenied(f"The URL for {key} was signed for another range", status=403)
@@ -233,6 +233,7 @@ class MemoryTransport:
             sink(data[start : start + _BLOCK_BYTES])
         if len(data) != byte_range.size:
             raise TransientError(f"{byte_range.size - len(data)} bytes of {key} are missing at its end")
+        return store.head(key).etag
 
     def put(self, size: int, url: SignedUrl, blocks: Iterable[Buffer], *, stop: Stop | None = None) -> PutReply:
         store, key, permitted = self._permitted("PUT", url)

@@ -53,8 +53,9 @@ class Engine:
         """
         began = time.monotonic()
         download = Download.open(self.repository, spec, target, span=span, validation=validation)
-        run = _Run(self, download, target.name)
+        run = Run(self, download)
         try:
+            run.announce(target.name)
             for note in download.notes:
                 self.progress.note(spec.object_id, note)
             md5 = _fetch_and_verify(run, download)
@@ -74,8 +75,9 @@ class Engine:
             session = UploadSession.open(self.repository, path, object_id, md5=md5, overwrite=overwrite)
         except AlreadyThere as there:
             return there.report(path)
-        run = _Run(self, session, path.name)
+        run = Run(self, session)
         try:
+            run.announce(path.name)
             hasher = _SourceHasher(session, run)
             run.move(session.parts)
             session.publish(hasher.result())
@@ -84,7 +86,7 @@ class Engine:
         return replace(run.report(str(path), "uploaded", began), md5=md5, validation="both")
 
 
-def _fetch_and_verify(run: _Run, download: Download) -> str | None:
+def _fetch_and_verify(run: Run, download: Download) -> str | None:
     follower = threading.Thread(target=download.hasher.follow, args=(run.stop,), daemon=True, name="score-md5")
     if download.hashes_whole:
         run.start(follower)
@@ -106,7 +108,7 @@ def _fetch_and_verify(run: _Run, download: Download) -> str | None:
 class _SourceHasher:
     """`digest_source` in a thread beside the senders; a wrong MD5 stops them at once, long before the last part is sent."""
 
-    def __init__(self, session: UploadSession, run: _Run) -> None:
+    def __init__(self, session: UploadSession, run: Run) -> None:
         self._session = session
         self._of = run
         self._digest: SourceDigest | None = None
@@ -146,24 +148,29 @@ class Session(Protocol):
     def close(self) -> None: ...
 
 
-class _Run:
-    """One transfer's parts on their way: the pool, the retries, the counts."""
+class Run:
+    """Parts of one session on their way: the pool, the retries, the counts. `finish` it in the end, whatever happens."""
 
-    def __init__(self, engine: Engine, session: Session, name: str) -> None:
+    def __init__(self, engine: Engine, session: Session) -> None:
         self.engine = engine
         self.session = session
         self.object_id = session.object_id
         self.stop = engine.stop.child()
         self.moved: dict[int, int] = {}
         self.retries = 0
-        self._claimed = {part.number for part in session.parts if session.claims(part)}
-        kept = sum(part.size for part in session.parts if part.number in self._claimed)
-        engine.progress.begin(self.object_id, name, sum(part.size for part in session.parts), kept, len(session.parts))
+        self._claimed: set[int] = set()
         self._lock = threading.Lock()
         self._threads: list[threading.Thread] = []
         self._error: BaseException | None = None
         self._deadline: float | None = None
         self._throttle = engine.throttle
+
+    def announce(self, name: str) -> None:
+        """Tells progress that the transfer of `name` begins, and what it claims to have already."""
+        parts = self.session.parts
+        self._claimed = {part.number for part in parts if self.session.claims(part)}
+        kept = sum(part.size for part in parts if part.number in self._claimed)
+        self.engine.progress.begin(self.object_id, name, sum(part.size for part in parts), kept, len(parts))
 
     def note(self, message: str) -> None:
         self.engine.progress.note(self.object_id, message)
@@ -328,7 +335,7 @@ class Tries:
 class _Counted:
     """Tells progress of one attempt's bytes, and takes them back when the attempt failed."""
 
-    def __init__(self, run: _Run) -> None:
+    def __init__(self, run: Run) -> None:
         self._run = run
         self._count = 0
 

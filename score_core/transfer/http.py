@@ -74,7 +74,7 @@ class HttpTransport:
             ca_file=ca_file,
         )
 
-    def get(self, byte_range: ByteRange, url: SignedUrl, sink: Sink, *, if_match: str | None = None, stop: Stop | None = None) -> None:
+    def get(self, byte_range: ByteRange, url: SignedUrl, sink: Sink, *, if_match: str | None = None, stop: Stop | None = None) -> str | None:
         headers = {"Accept-Encoding": "identity", "Range": byte_range.http, **url.headers}
         if if_match is not None:
             headers["If-Match"] = f'"{if_match}"'
@@ -82,12 +82,13 @@ class HttpTransport:
             response = self._pools.open("GET", url, headers)
             try:
                 _check_answer(response, byte_range, url)
-                _check_version(response, if_match)
+                etag = _check_version(response, if_match)
                 self._receive(response, byte_range.size, sink, stop)
             except BaseException:
                 response.close()
                 raise
             response.release_conn()
+            return etag
 
     def _receive(self, response: urllib3.BaseHTTPResponse, size: int, sink: Sink, stop: Stop | None) -> None:
         watch = _StallWatch(self._stall_s, self._min_bytes_per_s)
@@ -209,11 +210,12 @@ def _check_answer(response: urllib3.BaseHTTPResponse, wanted: ByteRange, url: Si
     raise _refusal(response, url)
 
 
-def _check_version(response: urllib3.BaseHTTPResponse, wanted: str | None) -> None:
-    """For stores, and proxies before them, that do not know `If-Match`."""
+def _check_version(response: urllib3.BaseHTTPResponse, wanted: str | None) -> str | None:
+    """The ETag of the answer. For stores, and proxies before them, that do not know `If-Match`."""
     etag = response.headers.get("ETag", "").strip().removeprefix("W/").strip('"')
     if wanted is not None and etag and etag != wanted:
         raise ChangedError("The object was replaced while it was transferred; run the same command again to fetch the new one")
+    return etag or None
 
 
 def _check_put(response: urllib3.BaseHTTPResponse, url: SignedUrl) -> None:
