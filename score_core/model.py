@@ -58,7 +58,7 @@ class ObjectSpec:
     the uploader proved `md5` against the very bytes that the parts' MD5s describe, so that the parts alone prove the whole.
     `file_name` is what the uploader called the file: untrusted. `upload_id` is the upload that it came by, None if it came without Score.
     `relocated` means that its bytes are in the base bucket although the repository is partitioned (protocol section 5.4); it is the
-    repository's own note and is never serialised.
+    repository's own note and is never serialised; so is `modified_at`, when the store last changed it.
     """
 
     object_id: str
@@ -70,6 +70,7 @@ class ObjectSpec:
     file_name: str | None = None
     upload_id: str | None = None
     relocated: bool = False
+    modified_at: float | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

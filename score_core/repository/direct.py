@@ -88,17 +88,30 @@ class DirectRepository:
                 f"Object {object_id} in {self.label} has {data.size} bytes where its specification says {spec.size}; "
                 "it was replaced outside of Score: ask the operator of the store"
             )
-        return dataclasses.replace(spec, etag=data.etag, relocated=place is not self._home(object_id))
+        relocated = place is not self._home(object_id)
+        return dataclasses.replace(spec, etag=data.etag, relocated=relocated, modified_at=data.modified_at)
 
     def _describe_bare(self, object_id: str) -> ObjectSpec:
         """An object that came into the bucket without Score (protocol section 3.6, step 5): parts are computed."""
         data = self._head_data(object_id, self._home(object_id))
         parts = plan_parts(data.size, minimum=self.part_size_bytes)
-        return ObjectSpec(object_id, data.size, parts, md5=data.md5, etag=data.etag)
+        return ObjectSpec(object_id, data.size, parts, md5=data.md5, etag=data.etag, modified_at=data.modified_at)
 
-    def sign_downloads(self, spec: ObjectSpec, ranges: Sequence[ByteRange]) -> list[SignedUrl]:
-        place = self._buckets.base if spec.relocated else self._home(spec.object_id)
-        return place.data.presign_gets(self.keys.data(spec.object_id), ranges, lifetime_s=self._download_lifetime_s)
+    def read(self, spec: ObjectSpec, byte_range: ByteRange) -> bytes:
+        """Bytes of an object, for looking at its header or index without a signed URL; fewer only where it ends.
+
+        Raises:
+            ObjectNotFound: it is not there any more.
+        """
+        return self._place_of(spec).data.read_range(self.keys.data(spec.object_id), byte_range.offset, byte_range.size)
+
+    def sign_downloads(self, spec: ObjectSpec, ranges: Sequence[ByteRange | None], *, lifetime_s: float | None = None) -> list[SignedUrl]:
+        """As `Repository.sign_downloads`; None is a URL for whatever range is asked of it, `lifetime_s` another life than the usual."""
+        lifetime_s = self._download_lifetime_s if lifetime_s is None else lifetime_s
+        return self._place_of(spec).data.presign_gets(self.keys.data(spec.object_id), ranges, lifetime_s=lifetime_s)
+
+    def _place_of(self, spec: ObjectSpec) -> Place:
+        return self._buckets.base if spec.relocated else self._home(spec.object_id)
 
     def sign_external(self, object_id: str) -> SignedUrl:
         object_id = check_object_id(object_id)

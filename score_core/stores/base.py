@@ -61,6 +61,13 @@ class ObjectStore(Protocol):
         """A small object's bytes, whole. Raises `ObjectNotFound`."""
         ...
 
+    def read_range(self, key: str, offset: int, size: int) -> bytes:
+        """Bytes `offset` to `offset + size` of an object, fewer only where it ends, none past its end. Raises `ObjectNotFound`.
+
+        `offset` is 0 or more, `size` positive: what is small enough for memory, such as a header or an index.
+        """
+        ...
+
     def write(self, key: str, data: bytes) -> None:
         """Puts a small object, replacing what was there: readers see the old or the new one, never half."""
         ...

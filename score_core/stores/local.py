@@ -93,10 +93,16 @@ class LocalStore:
         return StoredObject(key, found.size, found.etag, found.modified_at)
 
     def read(self, key: str) -> bytes:
+        return self._read(key, 0, None)
+
+    def read_range(self, key: str, offset: int, size: int) -> bytes:
+        return self._read(key, offset, offset + size)
+
+    def _read(self, key: str, offset: int, end: int | None) -> bytes:
         for _ in range(_ATTEMPTS):
             found = self.open(key)
             try:
-                return found.read(0, found.size)
+                return found.read(offset, found.size if end is None else min(end, found.size))
             except OSError as error:
                 if error.errno not in (errno.ESTALE, errno.ENOENT):
                     raise self._translated(error, f"read {key}") from error

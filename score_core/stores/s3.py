@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypedDict
 from urllib.parse import quote
 
@@ -144,6 +145,19 @@ class S3Store:
         with self._border("read", key):
             body = self._client.get_object(Bucket=self._bucket, Key=self._full(key))["Body"]
             with body:
+                return body.read()
+
+    def read_range(self, key: str, offset: int, size: int) -> bytes:
+        with self._border("read", key):
+            try:
+                reply = self._client.get_object(Bucket=self._bucket, Key=self._full(key), Range=ByteRange(offset, size).http)
+            except ClientError as error:
+                if _status(error) == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:  # past the end
+                    return b""
+                raise
+            with reply["Body"] as body:
+                if reply["ContentLength"] > size:  # never more into memory than was asked for
+                    raise ServiceError(f"{self.label} answers with a whole object where a range of it was asked for")
                 return body.read()
 
     def write(self, key: str, data: bytes) -> None:

@@ -76,6 +76,9 @@ class MemoryStore:
     def read(self, key: str) -> bytes:
         return self._object("read", key).data
 
+    def read_range(self, key: str, offset: int, size: int) -> bytes:
+        return self._object("read_range", key).data[offset : offset + size]
+
     def write(self, key: str, data: bytes) -> None:
         with self._counted("write"):
             self._objects[key] = _Object(bytes(data), md5_hex(data), self.clock())
@@ -223,7 +226,9 @@ class MemoryTransport:
         self._store = store
         self._clock = clock or store.clock
 
-    def get(self, byte_range: ByteRange, url: SignedUrl, sink: Sink, *, if_match: str | None = None, stop: Stop | None = None) -> str | None:
+    def get(
+        self, byte_range: ByteRange, url: SignedUrl, sink: Sink, *, if_match: str | None = None, stop: Stop | None = None
+    ) -> str | None:
         store, key, permitted = self._permitted("GET", url)
         if permitted.get("Range", byte_range.http) != byte_range.http or url.headers.get("Range", byte_range.http) != byte_range.http:
             raise AccessDenied(f"The URL for {key} was signed for another range", status=403)

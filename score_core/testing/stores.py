@@ -108,6 +108,25 @@ class ObjectStoreContract(_StoreSuite):
         assert store.read(key) == b"some bytes"
         assert store.head(key).size == 10
 
+    @pytest.mark.parametrize(("offset", "size", "wanted"), [(0, 4, b"0123"), (3, 2, b"34"), (8, 9, b"89"), (10, 1, b""), (99, 1, b"")])
+    def test_range_is_read(self, store: MultipartStore, offset: int, size: int, wanted: bytes) -> None:
+        self.raw_write(store, "data/a", b"0123456789")
+        assert store.read_range("data/a", offset, size) == wanted
+
+    def test_range_across_parts_is_read(self, store: MultipartStore) -> None:
+        data = self.bytes_of_parts(3)
+        self.publish(store, "data/a", data)
+        start = self.min_part_bytes - 3
+        assert store.read_range("data/a", start, self.min_part_bytes + 6) == data[start : 2 * self.min_part_bytes + 3]
+
+    def test_range_of_an_empty_object_is_empty(self, store: MultipartStore) -> None:
+        self.raw_write(store, "empty", b"")
+        assert store.read_range("empty", 0, 10) == b""
+
+    def test_range_of_a_missing_key_is_not_found(self, store: MultipartStore) -> None:
+        with pytest.raises(ObjectNotFound):
+            store.read_range("data/nothing", 0, 1)
+
     def test_empty_object_is_an_object(self, store: MultipartStore) -> None:
         store.write("empty", b"")
         assert store.read("empty") == b""
