@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, ClassVar
@@ -86,6 +87,11 @@ def start_serve(folder: Path, stack: ExitStack, **environment: str) -> str:
     return process.stdout.readline().strip()
 
 
+def start_two(folder: Path, stack: ExitStack, **environment: str) -> list[str]:
+    with ThreadPoolExecutor(2) as pool:
+        return list(pool.map(lambda _: start_serve(folder, stack, **environment), range(2)))
+
+
 class OverTwoServers(OverServer):
     @pytest.fixture(scope="class")
     @classmethod
@@ -103,15 +109,17 @@ class OverTwoServers(OverServer):
         assert repository.exists("3f6c1c8e-2b1d-5a57-9a55-0d6f0f5b2c11") is False
 
 
+@pytest.mark.xdist_group("two servers over a folder")
 class TestOverTwoServersOverFolder(OverTwoServers):
     @pytest.fixture(scope="class")
     @classmethod
     def addresses(cls, home: Path) -> Iterator[list[str]]:
         with ExitStack() as stack:
-            yield [start_serve(home, stack, SCORE_PART_SIZE_BYTES=str(cls.part_size)) for _ in range(2)]
+            yield start_two(home, stack, SCORE_PART_SIZE_BYTES=str(cls.part_size))
 
 
 @pytest.mark.s3
+@pytest.mark.xdist_group("two servers over seaweed")
 class TestOverTwoServersOverSeaweed(OverTwoServers):
     part_size: ClassVar[int] = 5 * MIB
 
@@ -124,4 +132,4 @@ class TestOverTwoServersOverSeaweed(OverTwoServers):
             "SCORE_PART_SIZE_BYTES": str(cls.part_size),
         }
         with ExitStack() as stack:
-            yield [start_serve(home, stack, **environment) for _ in range(2)]
+            yield start_two(home, stack, **environment)

@@ -27,7 +27,7 @@ COUNT = 32
 SIZE = COUNT * PART
 WORKERS = 4
 DRIVER = Path(__file__).with_name("driver.py")
-MOMENTS = [random.Random(seed).randrange(SIZE) for seed in range(18)] + [0, SIZE - 1]
+MOMENTS = [random.Random(seed).randrange(SIZE) for seed in range(8)] + [0, SIZE - 1]
 
 
 def start(rig: Any, way: str) -> subprocess.Popen[bytes]:
@@ -96,10 +96,16 @@ def test_killed_again_and_again_it_ends(rig: Any, way: str) -> None:
 
 
 @pytest.mark.kill
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("way", ["upload", "download"])
-@pytest.mark.parametrize("stalled", [True, False])
-def test_signal_stops_within_two_seconds(rig: Any, way: str, number: signal.Signals, stalled: bool) -> None:  # F10
+@pytest.mark.parametrize(
+    ("way", "stalled", "number"),
+    [
+        ("upload", True, signal.SIGINT),
+        ("upload", False, signal.SIGTERM),
+        ("download", True, signal.SIGTERM),
+        ("download", False, signal.SIGINT),
+    ],
+)
+def test_signal_stops_within_two_seconds(rig: Any, way: str, stalled: bool, number: signal.Signals) -> None:  # F10
     path = rig.source(SIZE)
     if way == "download":
         rig.put(SIZE)
