@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 from collections.abc import Callable, Iterator
@@ -28,6 +29,7 @@ MIB = 1 << 20
 SIZE = 25 * MIB  # two parts of Score's size
 DATA = bytes(range(256)) * (SIZE // 256)
 FIRST, SECOND = DATA[: 20 * MIB], DATA[20 * MIB :]
+md5 = functools.cache(md5_hex)
 
 SCOPES = {
     "system": {"score.READ", "score.WRITE"},
@@ -115,14 +117,14 @@ def call(site: Site) -> Iterator[Call]:
 
 
 def begin(call: Call, **query: Any) -> dict[str, Any]:
-    response = call("POST", f"/upload/{ID}/uploads", **{"fileSize": SIZE, "overwrite": "true", "md5": md5_hex(DATA), **query})
+    response = call("POST", f"/upload/{ID}/uploads", **{"fileSize": SIZE, "overwrite": "true", "md5": md5(DATA), **query})
     assert response.status_code == 200
     return dict(response.json())
 
 
 def send(call: Call, store: MemoryStore, upload_id: str, number: int, data: bytes) -> str:
     etag = store.put_part(f"data/{ID}", upload_id, number, data)
-    query = {"partNumber": number, "uploadId": upload_id, "md5": md5_hex(data), "etag": etag}
+    query = {"partNumber": number, "uploadId": upload_id, "md5": md5(data), "etag": etag}
     response = call("POST", f"/upload/{ID}/parts", **query)
     assert (response.status_code, response.content) == (200, b"")
     return etag
@@ -133,15 +135,27 @@ def upload_id(call: Call) -> str:
     return str(begin(call)["uploadId"])
 
 
+@pytest.fixture(scope="module")
+def finished() -> dict[str, Any]:
+    """What the first test that wants it has published: the store's objects, and the upload's id."""
+    return {}
+
+
 @pytest.fixture
-def published(call: Call, store: MemoryStore, song: Song, upload_id: str) -> str:
+def published(call: Call, store: MemoryStore, song: Song, finished: dict[str, Any]) -> str:
     """An object of two parts, its analysis PUBLISHED; the id of its upload."""
-    send(call, store, upload_id, 1, FIRST)
-    send(call, store, upload_id, 2, SECOND)
-    response = call("POST", f"/upload/{ID}", uploadId=upload_id)
-    assert (response.status_code, response.content) == (200, b"")
+    if finished:
+        assert next(store._ids) == finished["upload_id"]
+        store._objects.update(finished["objects"])
+    else:
+        upload_id = str(begin(call)["uploadId"])
+        send(call, store, upload_id, 1, FIRST)
+        send(call, store, upload_id, 2, SECOND)
+        response = call("POST", f"/upload/{ID}", uploadId=upload_id)
+        assert (response.status_code, response.content) == (200, b"")
+        finished.update(upload_id=upload_id, objects=dict(store._objects))
     song.state_now = "PUBLISHED"
-    return upload_id
+    return str(finished["upload_id"])
 
 
 def without_urls(body: dict[str, Any]) -> dict[str, Any]:
@@ -230,7 +244,7 @@ def test_initiate(call: Call, store: MemoryStore) -> None:
             {"partNumber": 2, "partSize": 5242880, "offset": 20971520, "url": True, "md5": None},
         ],
         "objectSize": SIZE,
-        "objectMd5": md5_hex(DATA),
+        "objectMd5": md5(DATA),
     }
     query = parse_qs(urlsplit(body["parts"][1]["url"]).query)
     assert (query["partNumber"], query["uploadId"]) == (["2"], [upload_id])
@@ -333,11 +347,11 @@ def test_status_after_part_1(call: Call, store: MemoryStore, upload_id: str) -> 
         "objectId": ID,
         "uploadId": upload_id,
         "parts": [
-            {"partNumber": 1, "partSize": 20971520, "offset": 0, "url": True, "md5": None, "sourceMd5": md5_hex(FIRST), "etag": etag},
+            {"partNumber": 1, "partSize": 20971520, "offset": 0, "url": True, "md5": None, "sourceMd5": md5(FIRST), "etag": etag},
             {"partNumber": 2, "partSize": 5242880, "offset": 20971520, "url": True, "md5": None},
         ],
         "objectSize": SIZE,
-        "objectMd5": md5_hex(DATA),
+        "objectMd5": md5(DATA),
         "fileName": "x.bam",
     }
 
@@ -346,7 +360,7 @@ def test_status_may_mark_md5_for_java(start_site: StartSite, store: MemoryStore,
     send(call, store, upload_id, 1, FIRST)
     marking = start_site(DirectRepository(store), metadata=song, authenticator=Tokens(), marks_md5=True)
     response = httpx.get(f"{marking.url}/upload/{ID}/status?fileSize={SIZE}", headers={"Authorization": "Bearer system"})
-    assert [part["md5"] for part in response.json()["parts"]] == [md5_hex(FIRST), None]
+    assert [part["md5"] for part in response.json()["parts"]] == [md5(FIRST), None]
 
 
 @pytest.mark.parametrize(("verb", "path"), [("GET", "status"), ("POST", "recovery")])
@@ -380,7 +394,7 @@ def test_upload_in_progress_or_not(call: Call, verb: str, path: str) -> None:
 )
 def test_part_is_not_recorded_under_wrong_words(call: Call, store: MemoryStore, upload_id: str, wrong: dict[str, Any]) -> None:
     etag = store.put_part(f"data/{ID}", upload_id, 1, FIRST)
-    query = {"partNumber": 1, "uploadId": upload_id, "md5": md5_hex(FIRST), "etag": etag, **wrong}
+    query = {"partNumber": 1, "uploadId": upload_id, "md5": md5(FIRST), "etag": etag, **wrong}
     assert_problem(call("POST", f"/upload/{ID}/parts", **query), 400, f"/upload/{ID}/parts")
     assert [row.key for row in store.list_objects(f"upload/{ID}_{upload_id}/part-")] == []
 
@@ -400,7 +414,7 @@ def test_part_of_a_dead_upload(call: Call) -> None:
 def test_part_record(call: Call, store: MemoryStore, upload_id: str) -> None:
     etag = send(call, store, upload_id, 1, FIRST)
     send(call, store, upload_id, 1, FIRST)
-    record = json.dumps({"partNumber": 1, "md5": md5_hex(FIRST), "etag": etag}, separators=(",", ":"))
+    record = json.dumps({"partNumber": 1, "md5": md5(FIRST), "etag": etag}, separators=(",", ":"))
     assert [row.key for row in store.list_objects(f"upload/{ID}_{upload_id}/part-")] == [f"upload/{ID}_{upload_id}/part-00000001|{record}"]
 
 
@@ -432,11 +446,11 @@ def test_final_specification_in_the_bucket(store: MemoryStore, published: str) -
         "objectId": ID,
         "uploadId": published,
         "parts": [
-            {"partNumber": 1, "partSize": 20971520, "offset": 0, "url": None, "md5": None, "sourceMd5": md5_hex(FIRST)},
-            {"partNumber": 2, "partSize": 5242880, "offset": 20971520, "url": None, "md5": None, "sourceMd5": md5_hex(SECOND)},
+            {"partNumber": 1, "partSize": 20971520, "offset": 0, "url": None, "md5": None, "sourceMd5": md5(FIRST)},
+            {"partNumber": 2, "partSize": 5242880, "offset": 20971520, "url": None, "md5": None, "sourceMd5": md5(SECOND)},
         ],
         "objectSize": SIZE,
-        "objectMd5": md5_hex(DATA),
+        "objectMd5": md5(DATA),
         "sealed": False,
         "fileName": "x.bam",
     }
@@ -499,11 +513,11 @@ def test_whole_object(call: Call, store: MemoryStore, published: str, urls: bool
         "objectId": ID,
         "uploadId": published,
         "parts": [
-            {"partNumber": 1, "partSize": 20971520, "offset": 0, "url": urls, "md5": None, "sourceMd5": md5_hex(FIRST)},
-            {"partNumber": 2, "partSize": 5242880, "offset": 20971520, "url": urls, "md5": None, "sourceMd5": md5_hex(SECOND)},
+            {"partNumber": 1, "partSize": 20971520, "offset": 0, "url": urls, "md5": None, "sourceMd5": md5(FIRST)},
+            {"partNumber": 2, "partSize": 5242880, "offset": 20971520, "url": urls, "md5": None, "sourceMd5": md5(SECOND)},
         ],
         "objectSize": SIZE,
-        "objectMd5": md5_hex(DATA),
+        "objectMd5": md5(DATA),
         "etag": store.head(f"data/{ID}").etag,
         "fileName": "x.bam",
     }
@@ -527,7 +541,7 @@ def test_range(call: Call, offset: int, length: int, parts: list[tuple[int, int]
     assert [(row["offset"], row["partSize"]) for row in body["parts"]] == parts
     assert [row["partNumber"] for row in body["parts"]] == list(range(1, len(parts) + 1))
     assert all("sourceMd5" not in row and row["md5"] is None and row["url"] for row in body["parts"])
-    assert (body["objectSize"], body["objectMd5"], body["uploadId"]) == (sum(size for _, size in parts), md5_hex(DATA), ID)
+    assert (body["objectSize"], body["objectMd5"], body["uploadId"]) == (sum(size for _, size in parts), md5(DATA), ID)
 
 
 @pytest.mark.usefixtures("published")
@@ -536,7 +550,7 @@ def test_external(call: Call, length: int) -> None:
     body = get(call, external="true", length=length).json()
     assert body["parts"][0]["url"]
     assert without_urls(body)["parts"] == [{"partNumber": 1, "partSize": -1, "offset": 0, "url": True, "md5": None}]
-    assert (body["objectSize"], body["objectMd5"], body["uploadId"]) == (length, md5_hex(DATA), ID)
+    assert (body["objectSize"], body["objectMd5"], body["uploadId"]) == (length, md5(DATA), ID)
 
 
 @pytest.mark.usefixtures("published")
