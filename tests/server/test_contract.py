@@ -8,50 +8,67 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
 
+from score_core.auth.embedded import EmbeddedToken
 from score_core.repository.base import Repository
 from score_core.repository.direct import DirectRepository
+from score_core.server.app import ServerParts, create_app
+from score_core.stores.local import LocalStore
 from score_core.testing.pytest_plugin import StoreFactory
 from score_core.testing.repositories import RepositoryContract
 from score_core.testing.servers import S3Endpoint
 from score_core.transfer.http import HttpTransport
 from score_core.transfer.part import PartTransport
-from tests.server.conftest import StartSite, remote
+from tests.server.conftest import TOKEN, Stage, remote
 
 MIB = 1 << 20
 
 
+@contextmanager
+def served(repository: DirectRepository, stages: list[Stage]) -> Iterator[Repository]:
+    """Our server over it, seen by a client."""
+    stage = stages.pop() if stages else Stage()
+    stage.app = create_app(ServerParts(repository, authenticator=EmbeddedToken(TOKEN)))
+    client = remote(stage.server.url)
+    yield client
+    client.close()
+    stages.append(stage)
+
+
 class OverServer(RepositoryContract):
-    @pytest.fixture
-    def transport(self) -> Iterator[PartTransport]:
+    @pytest.fixture(scope="class")
+    @classmethod
+    def transport(cls) -> Iterator[PartTransport]:
         transport = HttpTransport()
         yield transport
         transport.close()
 
 
 class TestOverServerOverFolder(OverServer):
-    @pytest.fixture
-    def repository(self, start_site: StartSite, folder_repository: DirectRepository) -> Iterator[Repository]:
-        repository = remote(start_site(folder_repository).url)
-        yield repository
-        repository.close()
+    @pytest.fixture(scope="class")
+    @classmethod
+    def repository(cls, idle_stages: list[Stage], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Repository]:
+        store = LocalStore(tmp_path_factory.mktemp("bucket"))
+        with served(DirectRepository(store, part_size_bytes=cls.part_size), idle_stages) as repository:
+            yield repository
+        store.close()
 
 
 @pytest.mark.s3
 class TestOverServerOverSeaweed(OverServer):
     part_size: ClassVar[int] = 5 * MIB
 
-    @pytest.fixture
-    def repository(self, start_site: StartSite, seaweedfs_server: S3Endpoint, s3_store_factory: StoreFactory) -> Iterator[Repository]:
-        behind = DirectRepository(s3_store_factory(seaweedfs_server), part_size_bytes=self.part_size)
-        repository = remote(start_site(behind).url)
-        yield repository
-        repository.close()
+    @pytest.fixture(scope="class")
+    @classmethod
+    def repository(cls, idle_stages: list[Stage], seaweedfs_server: S3Endpoint, s3_store_factory: StoreFactory) -> Iterator[Repository]:
+        behind = DirectRepository(s3_store_factory(seaweedfs_server), part_size_bytes=cls.part_size)
+        with served(behind, idle_stages) as repository:
+            yield repository
 
 
 class _InTurns:
@@ -98,8 +115,9 @@ class OverTwoServers(OverServer):
     def home(cls, tmp_path_factory: pytest.TempPathFactory) -> Path:
         return tmp_path_factory.mktemp("two-servers")
 
-    @pytest.fixture
-    def repository(self, addresses: list[str], home: Path) -> Iterator[Repository]:
+    @pytest.fixture(scope="class")
+    @classmethod
+    def repository(cls, addresses: list[str], home: Path) -> Iterator[Repository]:
         token = (home / "token").read_text().strip()
         repository = _InTurns([remote(address, token) for address in addresses])
         yield repository
