@@ -148,7 +148,7 @@ class PartReceipt:
     moved: int = 0
 
 
-Outcome = Literal["uploaded", "downloaded", "already there", "verified", "failed"]
+Outcome = Literal["uploaded", "downloaded", "already there", "verified", "sliced", "failed"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,3 +181,17 @@ class TransferReport:
     def megabytes_per_s(self) -> float:
         """10^6 bytes per second over the wire, 0 when nothing moved."""
         return self.bytes_moved / 1e6 / self.seconds if self.seconds and self.bytes_moved else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class SliceReport(TransferReport):
+    """How one slice ended. `size` is the whole object's, `bytes_moved` what was fetched of it and of its index in `requests` requests.
+
+    `version` is the object's ETag. `path` is `-` for a stream; of a local file `object_id` is its path.
+    """
+
+    records: int = 0
+    requests: int = 0
+    format: str = ""
+    version: str | None = None
+    skipped_contigs: tuple[str, ...] = ()

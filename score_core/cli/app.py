@@ -32,6 +32,7 @@ class _Command(NamedTuple):
 COMMANDS: Final = {
     "upload": _Command("score_core.cli.transfer:upload", "Upload one file, or all files of a manifest."),
     "download": _Command("score_core.cli.transfer:download", "Download objects into a folder."),
+    "view": _Command("score_core.cli.view:view", "Show the reads or variants of regions, without fetching the file."),
     "verify": _Command("score_core.cli.transfer:verify", "Compare local files with the repository; moves nothing."),
     "url": _Command("score_core.cli.transfer:url", "Print a time-limited address of an object."),
     "register": _Command("score_core.cli.metadata:register", "Give files their ids, and write the manifest to upload them by."),

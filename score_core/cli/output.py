@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from score_core.errors import redact
-from score_core.model import TransferReport
+from score_core.model import SliceReport, TransferReport
 
 NETWORK_CODE: Final = 7
 WORKFLOW_CODE: Final = 104  # what Snakemake and Nextflow recipes retry by convention (docs/cli.md)
@@ -107,6 +107,8 @@ def _name(report: TransferReport) -> str:
 
 
 def _line(report: TransferReport) -> str:
+    if isinstance(report, SliceReport):
+        return _slice_line(report)
     if report.outcome == "verified":
         return f"{_name(report)}: verified, {report.size:,} bytes, MD5 {report.md5 or 'of all parts'}"
     if report.outcome == "already there":
@@ -116,6 +118,27 @@ def _line(report: TransferReport) -> str:
         f"{_name(report)}: {report.outcome}, {report.size:,} bytes in {report.seconds:.1f} s ({report.megabytes_per_s:.1f} MB/s), "
         f"{_count(report.retries, 'retry', 'retries')}, {_kept(report.bytes_kept)}{proof}"
     )
+
+
+def _slice_line(report: SliceReport) -> str:
+    where = "" if report.path == "-" else f"{_name(report)}: "
+    skipped = f"; {len(report.skipped_contigs)} unknown contigs left out" if report.skipped_contigs else ""
+    cost = (
+        f"fetched {_bytes(report.bytes_moved)} of {_bytes(report.size)} in {_count(report.requests, 'request', 'requests')}"
+        if report.requests
+        else f"from {_bytes(report.size)}"
+    )
+    return f"{where}{_count(report.records, 'record', 'records')}, {cost}, {report.seconds:.1f} s{skipped}"
+
+
+def _bytes(count: int) -> str:
+    """Three digits at most, in the unit that fits: 10^3 bytes to a kB."""
+    size, unit = float(count), "B"
+    for larger in ("kB", "MB", "GB", "TB"):
+        if size < 999.5:
+            break
+        size, unit = size / 1000, larger
+    return f"{size:.{0 if size >= 100 or unit == 'B' else 1}f} {unit}"
 
 
 def _kept(count: int) -> str:

@@ -155,5 +155,15 @@ class Metadata(Protocol):
 
 def index_of(entity: Entity, siblings: Sequence[Entity]) -> Entity | None:
     """The index file of `entity` among the files of its analysis: its name and an index suffix, in any case (protocol section 13.5)."""
-    wanted = [(entity.file_name + suffix).lower() for suffix in INDEX_SUFFIXES]
-    return next((found for found in siblings if found.analysis_id == entity.analysis_id and found.file_name.lower() in wanted), None)
+    return next(iter(_named(siblings, entity.analysis_id, [entity.file_name + suffix for suffix in INDEX_SUFFIXES])), None)
+
+
+def indexes_of(entity: Entity, siblings: Sequence[Entity], suffixes: Sequence[str]) -> list[Entity]:
+    """All index files with one of these suffixes, in their order: behind the file's name, or (`a.bai` of `a.bam`) in place of its own."""
+    stem = entity.file_name.rpartition(".")[0] or entity.file_name
+    return _named(siblings, entity.analysis_id, [name + suffix for name in (entity.file_name, stem) for suffix in suffixes])
+
+
+def _named(siblings: Sequence[Entity], analysis_id: str, names: Sequence[str]) -> list[Entity]:
+    by_name = {found.file_name.lower(): found for found in siblings if found.analysis_id == analysis_id}
+    return [by_name[name.lower()] for name in names if name.lower() in by_name]

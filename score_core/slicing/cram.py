@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bz2
 import lzma
+import re
 import struct
 import zlib
 from typing import Final, NamedTuple
@@ -16,6 +17,7 @@ EOF_MARKERS: Final = {
     2: bytes.fromhex("0b000000ffffffff0fe0454f460000000001000001000606010001000100"),
     3: bytes.fromhex("0f000000ffffffff0fe0454f4600000000010005bdd94f0001000606010001000100ee63014b"),
 }
+SEVERAL_REFERENCES: Final = -2  # a container's reference id then
 _EXTERNAL_REFERENCE: Final = -1
 _RAW, _GZIP, _BZIP2, _LZMA = range(4)
 
@@ -88,6 +90,56 @@ def header_text(data: bytes, major: int) -> tuple[bytes, int]:
     if not 0 <= length <= len(block) - 4:
         raise FormatError("The CRAM header is damaged: its text is longer than its block")
     return block[4 : 4 + length], end
+
+
+def without_paths(start: bytes, major: int) -> bytes:
+    """A CRAM's beginning, as long as it was, with a header that names no places of references (`UR`).
+
+    htslib would open them, on the disk or over the network, wherever the author of the file points.
+
+    Raises:
+        FormatError: what is left does not fit, which no writer that packs headers gives rise to.
+    """
+    text, _ = header_text(start, major)
+    shorter = re.sub(rb"(?m)^(@SQ\t.*)$", lambda line: re.sub(rb"\tUR:[^\t\n]*", b"", line[0]), text)
+    if shorter == text:
+        return start
+    room = len(start) - DEFINITION_BYTES
+    content = struct.pack("<i", len(shorter)) + shorter
+    for method, packed in ((_RAW, content), (_GZIP, _gzipped(content))):
+        block = _with_crc(bytes([method, 0]) + _itf8(0) + _itf8(len(packed)) + _itf8(len(content)) + packed, major)
+        head = _container_head(room, major)
+        if len(head) + len(block) <= room:
+            return start[:DEFINITION_BYTES] + (head + block).ljust(room, b"\0")
+    raise FormatError("The CRAM header cannot be rewritten without the places of references that it names")
+
+
+def _container_head(size: int, major: int) -> bytes:
+    """The header of a container of `size` bytes in all, header included, that holds one block and room."""
+    rest = _itf8(0) * 6 + _itf8(1) + _itf8(1) + _itf8(0)
+    crc_bytes = 4 if major == 3 else 0
+    return _with_crc(struct.pack("<i", size - 4 - len(rest) - crc_bytes) + rest, major)
+
+
+def _with_crc(data: bytes, major: int) -> bytes:
+    return data + struct.pack("<I", zlib.crc32(data)) if major == 3 else data
+
+
+def _gzipped(content: bytes) -> bytes:
+    packer = zlib.compressobj(9, zlib.DEFLATED, 31)
+    return packer.compress(content) + packer.flush()
+
+
+def _itf8(value: int) -> bytes:
+    if value < 1 << 7:
+        return bytes([value])
+    if value < 1 << 14:
+        return struct.pack(">H", value | 0x8000)
+    if value < 1 << 21:
+        return (value | 0xC00000).to_bytes(3, "big")
+    if value < 1 << 28:
+        return struct.pack(">I", value | 0xE0000000)
+    return bytes([0xF0 | value >> 28, value >> 20 & 0xFF, value >> 12 & 0xFF, value >> 4 & 0xFF, value & 0x0F])
 
 
 def needs_reference(data: bytes, major: int) -> bool:

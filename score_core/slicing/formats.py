@@ -67,9 +67,7 @@ def read_header(read: ReadRange, size: int, *, name: str = "the file") -> Header
 
 def _not_ours(data: bytes) -> str:
     if data[:2] == b"\x1f\x8b":
-        return (
-            "It is compressed with gzip: regions can be read only from bgzip files; compress it with bgzip and index it"
-        )
+        return "It is compressed with gzip: regions can be read only from bgzip files; compress it with bgzip and index it"
     if data[:1] == b"@" or data[:2] == b"##" or data[:3] == b"BCF" or data[:4] == b"BAM\1":
         return "It is not compressed: regions can be read only from BAM, CRAM, or VCF and BCF compressed with bgzip"
     return "It is not a BAM, CRAM, VCF or BCF file" if data else "It is empty"

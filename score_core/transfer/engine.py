@@ -22,7 +22,7 @@ from score_core.transfer.part import PartTransport
 from score_core.transfer.policy import RetryPolicy, needs_new_url
 from score_core.transfer.stop import Stop
 from score_core.transfer.upload import AlreadyThere, SourceDigest, UploadSession, digest_source
-from score_core.transfer.urls import UrlSource
+from score_core.transfer.urls import Urls
 
 _GRACE_S: Final = 1.5  # how long running parts may take to notice a stop; they look between blocks
 _FEW_CORES: Final = 4
@@ -135,8 +135,8 @@ class _SourceHasher:
 class Session(Protocol):
     """What a driver needs of a transfer: `Download` and `UploadSession` are such."""
 
-    urls: UrlSource
-
+    @property
+    def urls(self) -> Urls: ...
     @property
     def object_id(self) -> str: ...
     @property

@@ -74,7 +74,9 @@ class HttpTransport:
             ca_file=ca_file,
         )
 
-    def get(self, byte_range: ByteRange, url: SignedUrl, sink: Sink, *, if_match: str | None = None, stop: Stop | None = None) -> str | None:
+    def get(
+        self, byte_range: ByteRange, url: SignedUrl, sink: Sink, *, if_match: str | None = None, stop: Stop | None = None
+    ) -> str | None:
         headers = {"Accept-Encoding": "identity", "Range": byte_range.http, **url.headers}
         if if_match is not None:
             headers["If-Match"] = f'"{if_match}"'

@@ -26,7 +26,9 @@ class PutReply(NamedTuple):
 class PartTransport(Protocol):
     """Moves the bytes of one part. Safe to call from several threads at once."""
 
-    def get(self, byte_range: ByteRange, url: SignedUrl, sink: Sink, *, if_match: str | None = None, stop: Stop | None = None) -> str | None:
+    def get(
+        self, byte_range: ByteRange, url: SignedUrl, sink: Sink, *, if_match: str | None = None, stop: Stop | None = None
+    ) -> str | None:
         """Gives exactly `byte_range.size` bytes to `sink`, in order, in blocks valid only during the call; returns the object's ETag.
 
         The ETag is without quotes, None if the store named none.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import Final
+from typing import Final, Protocol
 
 from score_core.model import Part, SignedUrl
 
@@ -14,6 +14,16 @@ _MAX_MARGIN_S: Final = 60.0
 _UNKNOWN_LIFE_S: Final = 60.0  # by a clock that is ahead of the signer's, every URL is born expired: then the store's word counts
 
 Signer = Callable[[Sequence[Part]], list[SignedUrl]]
+
+
+class Urls(Protocol):
+    """What a driver needs of a session's URLs. `signings` counts how often somebody was asked for some."""
+
+    signings: int
+
+    def forget(self) -> None:
+        """Drops all URLs at hand, after one was refused: its siblings are as old."""
+        ...
 
 
 class UrlSource:
@@ -37,16 +47,10 @@ class UrlSource:
         """A URL that is still good for a while. It is forgotten here: a retry gets another one."""
         with self._lock:
             cached = self._urls.pop(part.number, None)
-            if cached is None or not self._fresh(*cached):
+            if cached is None or not _is_fresh(*cached, now=self._clock()):
                 self._sign_from(part)
                 cached = self._urls.pop(part.number)
             return cached[0]
-
-    def _fresh(self, url: SignedUrl, signed_at: float) -> bool:
-        life_s = url.expires_at - signed_at
-        if life_s <= 0:
-            return self._clock() < signed_at + _UNKNOWN_LIFE_S
-        return self._clock() < url.expires_at - min(_MAX_MARGIN_S, _MARGIN_SHARE * life_s)
 
     def _sign_from(self, part: Part) -> None:
         place = self._place[part.number]
@@ -57,6 +61,36 @@ class UrlSource:
         self.signings += 1
 
     def forget(self) -> None:
-        """Drops all URLs at hand, after one was refused: its siblings are as old."""
         with self._lock:
             self._urls.clear()
+
+
+class SharedUrl:
+    """Hands out one URL to all who ask, for as long as it is good: for reading here and there in an object. Thread-safe."""
+
+    def __init__(self, sign: Callable[[], SignedUrl], *, clock: Callable[[], float] = time.time) -> None:
+        self._sign = sign
+        self._clock = clock
+        self._url: tuple[SignedUrl, float] | None = None
+        self._lock = threading.Lock()
+        self.signings = 0
+
+    def get(self) -> SignedUrl:
+        """A URL that is still good for a while."""
+        with self._lock:
+            if self._url is None or not _is_fresh(*self._url, now=self._clock()):
+                now = self._clock()
+                self._url = (self._sign(), now)
+                self.signings += 1
+            return self._url[0]
+
+    def forget(self) -> None:
+        with self._lock:
+            self._url = None
+
+
+def _is_fresh(url: SignedUrl, signed_at: float, *, now: float) -> bool:
+    life_s = url.expires_at - signed_at
+    if life_s <= 0:
+        return now < signed_at + _UNKNOWN_LIFE_S
+    return now < url.expires_at - min(_MAX_MARGIN_S, _MARGIN_SHARE * life_s)
