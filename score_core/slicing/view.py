@@ -465,3 +465,22 @@ def _alignment_ends(records: Iterable[Any]) -> Iterator[tuple[Any, int, int]]:
 def _variant_ends(records: Iterable[Any]) -> Iterator[tuple[Any, int, int]]:
     for record in records:
         yield record, record.start, max(record.stop, record.start + 1)
+
+
+def reread(path: Path, *, reference: Path | None = None) -> int:
+    """Reads a finished slice from its first to its last record; how many there are.
+
+    Raises:
+        FormatError: it is damaged or cut off, so that htslib cannot read it to its end.
+    """
+    is_variants = path.name.endswith((".vcf", ".vcf.gz", ".bcf"))
+    if not is_variants:
+        References(reference, name=path.name)
+    try:
+        if is_variants:
+            with pysam.VariantFile(str(path)) as variants:
+                return sum(1 for _ in variants)
+        with pysam.AlignmentFile(str(path), check_sq=False, reference_filename=None if reference is None else str(reference)) as reads:
+            return sum(1 for _ in reads.fetch(until_eof=True))
+    except (OSError, ValueError) as error:
+        raise FormatError(f"{path} cannot be read to its end ({error})") from None
