@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Final
 
@@ -11,7 +12,7 @@ from starlette.requests import Request
 
 from score_core.auth.base import Authenticator, Principal, ScopeRules
 from score_core.errors import AuthenticationError, ObjectNotFound, ServiceError
-from score_core.metadata.base import AnalysisState, Entity, FileRecord, Metadata
+from score_core.metadata.base import Analysis, AnalysisState, Entity, FileRecord, Metadata
 from score_core.server.errors import Refusal, forbidden, unauthorised
 from score_core.service import Refused
 
@@ -21,6 +22,7 @@ _CONTROLLED: Final = frozenset({"controlled", "", "null"})
 _REMEMBERED: Final = 4096
 
 ANYONE: Final = "anyone"
+WRONG_STATE: Final = "wrong-state"
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +84,11 @@ class Gate:
         request.scope["score.caller"] = caller.name
         return caller
 
+    @property
+    def asks_for_tokens(self) -> bool:
+        """Whether it makes a difference who calls."""
+        return self._authenticator is not None
+
     def known(self, request: Request) -> Caller:
         """The caller if it has any good token; 401 if not."""
         caller = self.caller(request)
@@ -97,14 +104,24 @@ class Gate:
         if self.metadata is None:
             raise unauthorised() if principal is None else forbidden("download")
         entity = self.entity(object_id)
-        access = (entity.access or "").lower()
-        if access == _OPEN:
-            return entity
-        if access not in _CONTROLLED:
-            raise Refusal(400, f"The access of object {object_id} is neither open nor controlled in its metadata", code="bad-access")
-        if not self._scopes.may_download(principal, entity.study_id):
-            raise forbidden("download")
+        self._check_download(principal, entity.study_id, {entity.access}, f"object {object_id}")
         return entity
+
+    def for_analysis(self, request: Request, analysis: Analysis) -> None:
+        """Whether the caller may download every file of the analysis."""
+        principal = self.caller(request).principal
+        if not self._scopes.downloads_all(principal):
+            accesses = {file.access for file in analysis.files}
+            self._check_download(principal, analysis.study_id, accesses, f"a file of analysis {analysis.analysis_id}")
+
+    def _check_download(self, principal: Principal | None, study_id: str, accesses: Collection[str | None], what: str) -> None:
+        kinds = {(access or "").lower() for access in accesses}
+        if kinds == {_OPEN}:
+            return
+        if not kinds <= {_OPEN, *_CONTROLLED}:
+            raise Refusal(400, f"The access of {what} is neither open nor controlled in its metadata", code="bad-access")
+        if not self._scopes.may_download(principal, study_id):
+            raise forbidden("download")
 
     def for_upload(self, request: Request, object_id: str) -> None:
         """In this order: header, token, system scope, unknown object, study scope (9.6)."""
@@ -152,7 +169,7 @@ class Gate:
             return
         entity = entity or self.entity(object_id)
         if self._checks_state and not self._is(entity, state):
-            raise Refusal(400, f"Analysis {entity.analysis_id} of object {object_id} is not {state}", code="wrong-state")
+            raise Refusal(400, f"Analysis {entity.analysis_id} of object {object_id} is not {state}", code=WRONG_STATE)
 
     def is_unpublished(self, object_id: str) -> bool:
         """Whether the object may still be replaced."""

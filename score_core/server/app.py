@@ -1,4 +1,4 @@
-"""The REST server as an ASGI application: Score's API, and Song's where the metadata are our own.
+"""The REST server as an ASGI application: Score's API, htsget and DRS, and Song's where the metadata are our own.
 
 It keeps nothing: all state is in the bucket and the registry, so any number of processes may serve the same ones.
 """
@@ -24,8 +24,12 @@ from score_core.errors import ScoreError, redact
 from score_core.metadata.base import Metadata
 from score_core.repository.direct import DirectRepository
 from score_core.server.access import Gate
+from score_core.server.drs import BASE as DRS
+from score_core.server.drs import DrsRoutes, drs_error
 from score_core.server.errors import Refusal, answer, refusal_of
+from score_core.server.htsget import PREFIXES, HtsgetCors, HtsgetRoutes, htsget_error
 from score_core.server.openapi import Api
+from score_core.server.published import Ga4ghOptions, Published
 from score_core.server.score_routes import ScoreRoutes
 from score_core.server.song_routes import song_router
 
@@ -60,6 +64,7 @@ class ServerParts:
     etags_are_md5: bool = True
     remembers_s: float = 0.0
     allowed_origins: Sequence[str] = ()
+    ga4gh: Ga4ghOptions = field(default_factory=Ga4ghOptions)
 
 
 def create_app(parts: ServerParts) -> FastAPI:
@@ -67,33 +72,46 @@ def create_app(parts: ServerParts) -> FastAPI:
     app = Api(
         title="Score for Python",
         version=__version__,
-        description="Time-limited pre-signed URLs for genomics files: Score's REST API.",
+        description="Time-limited pre-signed URLs for genomics files: Score's REST API, and GA4GH's htsget and DRS.",
         redirect_slashes=False,
     )
     gate = Gate(parts.authenticator, parts.metadata, parts.scopes, checks_state=parts.checks_state, remembers_s=parts.remembers_s)
-    routes = ScoreRoutes(parts.repository, gate, marks_md5=parts.marks_md5, etags_are_md5=parts.etags_are_md5)
+    published = Published(parts.repository, gate, parts.ga4gh)
+    routes = ScoreRoutes(parts.repository, gate, marks_md5=parts.marks_md5, etags_are_md5=parts.etags_are_md5, replaced=published.forget)
     app.include_router(routes.router())
+    app.include_router(HtsgetRoutes(published).router())
+    app.include_router(DrsRoutes(published).router())
     if parts.song is not None:
         app.include_router(song_router(parts.song, may_write=gate.for_study))
     _answer_errors(app)
     if parts.allowed_origins:
         origins, methods = list(parts.allowed_origins), ["GET", "PUT", "POST", "DELETE"]
         app.add_middleware(CORSMiddleware, allow_origins=origins, allow_methods=methods, allow_headers=["Authorization"])
+    if gate.asks_for_tokens:
+        app.add_middleware(HtsgetCors)
     app.add_middleware(_Edge)
     return app
+
+
+def _answer(request: Request, refusal: Refusal) -> Response:
+    """The answer in the form of the API that the address belongs to. Song's routes do that for themselves."""
+    path = request.scope["path"]
+    if path.startswith(PREFIXES):
+        return htsget_error(refusal)
+    return drs_error(refusal) if path.startswith(f"{DRS}/") else answer(request, refusal)
 
 
 def _answer_errors(app: FastAPI) -> None:
     """One way out for everything that is not success."""
 
     async def failed(request: Request, error: Exception) -> Response:
-        return answer(request, refusal_of(error))
+        return _answer(request, refusal_of(error))
 
     async def invalid(request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
         problem = error.errors()[0]
         name, text = str(problem["loc"][-1]), str(problem["msg"]).removeprefix("Value error, ")
-        return answer(request, Refusal(400, f"Parameter {name!r}: {text}", code="bad-parameter"))
+        return _answer(request, Refusal(400, f"Parameter {name!r}: {text}", code="bad-parameter"))
 
     async def unrouted(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
@@ -101,7 +119,7 @@ def _answer_errors(app: FastAPI) -> None:
         if error.status_code == 404 and path.startswith(_IDS):
             return answer(request, Refusal(400, "This address holds something else than an object id", code="bad-request"))
         text = "There is nothing at this address" if error.status_code == 404 else str(error.detail)
-        return answer(request, Refusal(error.status_code, text, code="no-endpoint", headers=error.headers))
+        return _answer(request, Refusal(error.status_code, text, code="no-endpoint", headers=error.headers))
 
     app.add_exception_handler(RequestValidationError, invalid)
     app.add_exception_handler(HTTPException, unrouted)
@@ -142,14 +160,14 @@ class _Edge:
         except Exception as error:  # noqa: BLE001  # the outermost edge; what is unexpected is logged in refusal_of
             refusal = refusal_of(error)
             if not status:
-                await answer(Request(scope), refusal)(scope, receive, sending)
+                await _answer(Request(scope), refusal)(scope, receive, sending)
         finally:
             _audited(scope, status or 500, time.perf_counter() - began)
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         if sum(len(name) + len(value) for name, value in scope["headers"]) > _MAX_HEADER_BYTES:
             refusal = Refusal(431, f"The headers must have at most {_MAX_HEADER_BYTES:,} bytes", code="too-large")
-            await answer(Request(scope), refusal)(scope, receive, send)
+            await _answer(Request(scope), refusal)(scope, receive, send)
         else:
             await self._app(scope, receive, send)
 

@@ -1,16 +1,17 @@
 """What `/openapi.json` says of the answers. Bodies are made by hand, for speed, and not checked against this: tests do that.
 
-The types are shapes of JSON, by the names of protocol sections 4 and 10.3.
+The types are shapes of JSON, by the names of protocol sections 4 and 10.3, of htsget 1.3 and of DRS 1.5.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from http import HTTPStatus
-from typing import Any, Final, NotRequired
+from typing import Annotated, Any, Final, Literal, NotRequired
 
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
+from pydantic import Field
 from typing_extensions import TypedDict  # pydantic reads typing's only from Python 3.12 on
 
 Responses = dict[int | str, dict[str, Any]]
@@ -149,6 +150,159 @@ class SongError(TypedDict):
     message: str
     debugMessage: str
     stackTrace: list[str]
+
+
+class TicketUrl(TypedDict):
+    url: str
+    headers: NotRequired[dict[str, str]]
+    class_: NotRequired[Annotated[Literal["header", "body"], Field(alias="class")]]
+
+
+class TicketBody(TypedDict):
+    format: Literal["BAM", "CRAM", "VCF", "BCF"]
+    urls: list[TicketUrl]
+
+
+class Ticket(TypedDict):
+    htsget: TicketBody
+
+
+class HtsgetErrorBody(TypedDict):
+    error: str
+    message: str
+
+
+class HtsgetError(TypedDict):
+    htsget: HtsgetErrorBody
+
+
+class ServiceType(TypedDict):
+    group: str
+    artifact: str
+    version: str
+
+
+class Organization(TypedDict):
+    name: str
+    url: str
+
+
+class _ServiceInfo(TypedDict):
+    id: str
+    name: str
+    type: ServiceType
+    description: str
+    organization: Organization
+    version: str
+
+
+class HtsgetInfo(TypedDict):
+    datatype: Literal["reads", "variants"]
+    formats: list[Literal["BAM", "CRAM", "VCF", "BCF"]]
+    fieldsParameterEffective: bool
+    tagsParametersEffective: bool
+
+
+class HtsgetServiceInfo(_ServiceInfo):
+    htsget: HtsgetInfo
+
+
+class DrsLimits(TypedDict):
+    maxBulkRequestLength: int
+
+
+class DrsServiceInfo(_ServiceInfo):
+    maxBulkRequestLength: int
+    drs: DrsLimits
+
+
+class Checksum(TypedDict):
+    checksum: str
+    type: str
+
+
+class AccessUrl(TypedDict):
+    url: str
+
+
+class Authorizations(TypedDict):
+    drs_object_id: NotRequired[str]
+    supported_types: list[Literal["None", "BasicAuth", "BearerAuth", "PassportAuth"]]
+
+
+class AccessMethod(TypedDict):
+    type: Literal["https", "htsget"]
+    access_url: NotRequired[AccessUrl]
+    access_id: NotRequired[str]
+    available: bool
+    authorizations: Authorizations
+
+
+class Content(TypedDict):
+    name: str
+    id: str
+    drs_uri: list[str]
+
+
+class DrsObject(TypedDict):
+    id: str
+    name: str
+    self_uri: str
+    size: int
+    created_time: str
+    checksums: list[Checksum]
+    access_methods: NotRequired[list[AccessMethod]]
+    contents: NotRequired[list[Content]]
+
+
+class Summary(TypedDict):
+    requested: int
+    resolved: int
+    unresolved: int
+
+
+class Unresolved(TypedDict):
+    error_code: int
+    object_ids: list[str]
+
+
+class _Bulk(TypedDict):
+    summary: Summary
+    unresolved_drs_objects: list[Unresolved]
+
+
+class BulkObjects(_Bulk):
+    resolved_drs_object: list[DrsObject]
+
+
+class BulkAccessUrl(TypedDict):
+    drs_object_id: str
+    drs_access_id: str
+    url: str
+
+
+class BulkAccess(_Bulk):
+    resolved_drs_object_access_urls: list[BulkAccessUrl]
+
+
+class DrsError(TypedDict):
+    msg: str
+    status_code: int
+
+
+def htsget_responses() -> Responses:
+    """Of a route that answers with tickets."""
+    return {200: _success(Ticket), **_errors(HtsgetError, (400, 401, 403, 404, 413, 500, 503), "htsget's error JSON")}
+
+
+def drs_responses(body: Any) -> Responses:
+    """Of a route of DRS that answers with `body`."""
+    return {200: _success(body), **_errors(DrsError, (400, 401, 403, 404, 413, 500, 503), "DRS's error JSON")}
+
+
+def service_responses(body: Any) -> Responses:
+    """Of a route that tells about a service, to everybody."""
+    return {200: _success(body)}
 
 
 def score_responses(body: Any = None) -> Responses:

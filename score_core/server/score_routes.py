@@ -15,7 +15,6 @@ from concurrent.futures import Future
 from typing import Annotated, Any, Final
 
 import orjson
-from cachetools import TTLCache
 from fastapi import APIRouter, Depends, Path, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import PlainTextResponse
@@ -32,6 +31,7 @@ from score_core.repository.direct import DirectRepository
 from score_core.server import openapi
 from score_core.server.access import Gate
 from score_core.server.errors import Refusal
+from score_core.server.kept import Kept
 from score_core.server.parameters import DECIMAL, each_once
 
 _log = logging.getLogger(__name__)
@@ -66,15 +66,25 @@ class ScoreRoutes:
     """The endpoints. `marks_md5` lets Java clients pass over stored parts unchecked (21.1).
 
     `etags_are_md5` refuses a part whose MD5 is not its ETag: right for every store but those that encrypt with keys of their own.
+    `replaced` is told the id of each object that has got other bytes here.
     """
 
-    def __init__(self, repository: DirectRepository, gate: Gate, *, marks_md5: bool = False, etags_are_md5: bool = True) -> None:
+    def __init__(
+        self,
+        repository: DirectRepository,
+        gate: Gate,
+        *,
+        marks_md5: bool = False,
+        etags_are_md5: bool = True,
+        replaced: Callable[[str], None] = lambda _: None,
+    ) -> None:
         self._repository = repository
         self._gate = gate
         self._marks_md5 = marks_md5
         self._etags_are_md5 = etags_are_md5
-        self._specs = _Kept(_KEPT_BYTES, _SPEC_LIFE_S)
-        self._listing = _Kept(_KEPT_BYTES, _LISTING_LIFE_S)
+        self._replaced = replaced
+        self._specs = Kept[bytes](_KEPT_BYTES, _SPEC_LIFE_S, size_of=len)
+        self._listing = Kept[bytes](_KEPT_BYTES, _LISTING_LIFE_S, size_of=len)
         self._pulse = _Pulse(repository.check)
 
     def router(self) -> APIRouter:
@@ -306,6 +316,7 @@ class ScoreRoutes:
         except Conflict as error:
             raise Refusal(400, str(error), code="incomplete") from None
         self._specs.forget(object_id)
+        self._replaced(object_id)
         return Response()
 
     def cancel(self, request: Request, object_id: ObjectId) -> Response:
@@ -321,44 +332,6 @@ class ScoreRoutes:
 
     def _key(self, object_id: str) -> str:
         return self._repository.keys.data(object_id)
-
-
-class _Kept:
-    """Answers that are good for some seconds, by key. Who asks for one that is being made waits for it. Thread-safe."""
-
-    def __init__(self, max_bytes: int, life_s: float) -> None:
-        self._max_bytes = max_bytes
-        self._answers: TTLCache[str, bytes] = TTLCache(max_bytes, life_s, timer=time.monotonic, getsizeof=len)
-        self._making: dict[str, threading.Lock] = {}
-        self._lock = threading.Lock()
-
-    def get(self, key: str, make: Callable[[], bytes]) -> bytes:
-        """The answer at hand, or a new one. What `make` raises is nobody else's answer."""
-        with self._lock:
-            known = self._answers.get(key)
-            making = self._making.setdefault(key, threading.Lock()) if known is None else None
-        if making is None:
-            assert known is not None
-            return known
-        with making:
-            with self._lock:
-                known = self._answers.get(key)
-            return self._made(key, make) if known is None else known
-
-    def _made(self, key: str, make: Callable[[], bytes]) -> bytes:
-        try:
-            answer = make()
-            with self._lock:
-                if len(answer) <= self._max_bytes:
-                    self._answers[key] = answer
-            return answer
-        finally:
-            with self._lock:
-                self._making.pop(key, None)
-
-    def forget(self, key: str) -> None:
-        with self._lock:
-            self._answers.pop(key, None)
 
 
 class _Pulse:

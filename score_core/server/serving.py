@@ -28,6 +28,7 @@ from score_core.repository.layout import Keys
 from score_core.server import app as applications
 from score_core.server.app import ServerParts
 from score_core.server.bytes import ByteServer
+from score_core.server.published import Ga4ghOptions
 from score_core.server.settings import ServerSettings, adopt_java_credentials, load_server_settings
 from score_core.session import open_song, registry_path, store_folder
 from score_core.settings import Settings, load
@@ -215,6 +216,7 @@ def open_parts(settings: Settings, options: ServerSettings, data: LocalStore | N
         etags_are_md5=options.stores_md5_etags,
         remembers_s=0.0 if song is not None else options.remembers_s,
         allowed_origins=options.allowed_origins,
+        ga4gh=Ga4ghOptions(options.public_url, options.ga4gh_url_lifetime_s, options.organization, options.organization_url),
     )
     return parts, auth.token_file
 

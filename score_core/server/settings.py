@@ -26,6 +26,7 @@ _log = logging.getLogger(__name__)
 
 _PREFIX: Final = "SCORE_SERVER_"
 _PORT: Final = 5431
+_HOUR_S: Final = 3_600
 _DAY_S: Final = 86_400
 _MAX_LIFE_S: Final = 7 * _DAY_S  # S3 signs for no longer
 _NO: Final = frozenset({"false", "0", "no", "off"})
@@ -76,6 +77,19 @@ def _network(value: str) -> str:
     except ValueError:
         raise ValueError(f"an address or a network such as 10.0.0.0/8, not {value[:40]!r}") from None
     return value
+
+
+def _address(value: str | None) -> str | None:
+    if value is None:
+        return None
+    try:
+        parts = urlsplit(value)
+        known = parts.scheme in {"http", "https"} and bool(parts.hostname) and not (parts.query or parts.fragment or parts.username)
+    except ValueError:
+        known = False
+    if not known or not value.isprintable():
+        raise ValueError(f"an address such as https://score.example.org, not {value[:80]!r}")
+    return value.rstrip("/")
 
 
 def _port(value: Any) -> Any:
@@ -140,6 +154,13 @@ class ServerSettings(BaseSettings):
     download_url_lifetime_s: _Life = float(_DAY_S)
     """Java clients get all URLs of a file at once and cannot renew one: a day, as Java servers give."""
     upload_url_lifetime_s: _Life = 6.0 * _DAY_S
+    ga4gh_url_lifetime_s: _Life = 6.0 * _HOUR_S
+    """URLs in htsget's tickets and of DRS: a reader comes to its last block when it has worked through all before."""
+    public_url: Annotated[str | None, AfterValidator(_address)] = None
+    """Where clients find this server; by default what each request says."""
+    organization: Annotated[str, Field(min_length=1, max_length=200)] = "Score for Python"
+    """Who runs the server, for the service-info of htsget and DRS."""
+    organization_url: Annotated[str | None, AfterValidator(_address)] = None
     stale_after_s: Annotated[float, Field(ge=3600)] = 6.0 * _DAY_S
     """Unfinished uploads older than this are dropped."""
     cleans: bool = True

@@ -5,7 +5,6 @@ Reads need no token, as with Song. Errors have Song's form, on these routes only
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,19 +17,18 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from starlette.datastructures import QueryParams
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from score_core.errors import Conflict, NoSpaceError, ObjectNotFound, redact
 from score_core.ids import check_object_id
 from score_core.metadata.base import Analysis, Entity, FileRecord, Metadata
 from score_core.server import openapi
+from score_core.server.bodies import BAD_JSON, parsed, read_body
 from score_core.server.errors import Refusal, refusal_of
 from score_core.server.parameters import each_once
 
 _MAX_BODY_BYTES: Final = 10_000_000
-_MAX_UNSAID_BYTES: Final = 1_000_000  # of a body without Content-Length, which is read before it can be refused
-_MAX_VALUES: Final = 1_000_000  # of JSON: 100,000 files have fewer, and 10 MB of `[],` would become 500 MB of memory
 _MAX_PAGE_SIZE: Final = 2000  # as Song's
 _PAGE_SIZE: Final = 20  # Spring's
 _NUMBER: Final = re.compile(r"[0-9]{1,9}")
@@ -176,8 +174,6 @@ def _refusal(error: Exception) -> Refusal:
         return Refusal(400, f"Parameter {problem['loc'][-1]!r}: {problem['msg']}", code=_BY_STATUS)
     if isinstance(error, HTTPException):
         return Refusal(error.status_code, str(error.detail), code=_BY_STATUS)
-    if isinstance(error, ClientDisconnect):
-        return Refusal(400, "The body ended before its time", code=_BY_STATUS)
     if isinstance(error, Conflict):
         return Refusal(409, str(error), code=_BY_STATUS)  # Score says 400 for it, Song does not
     if isinstance(error, NoSpaceError):
@@ -189,7 +185,7 @@ def _error(request: Request, handler: str, refusal: Refusal) -> Response:
     status = refusal.status
     now = datetime.now(UTC)
     body = {
-        "errorId": _PARSING if refusal.code == _PARSING else _ERROR_IDS.get((handler, status)) or _KINDS.get(status, "unknown.error"),
+        "errorId": _PARSING if refusal.code == BAD_JSON else _ERROR_IDS.get((handler, status)) or _KINDS.get(status, "unknown.error"),
         "httpStatusCode": status,
         "httpStatusName": _STATUS_NAMES.get(status) or HTTPStatus(status).name,
         "requestUrl": redact(str(request.url)[:500]),
@@ -203,36 +199,10 @@ def _error(request: Request, handler: str, refusal: Refusal) -> Response:
 
 
 async def _read_body(request: Request) -> bytes:
-    """The body, up to the limit and without unpacking anything."""
-    text = f"The body must have at most {_MAX_BODY_BYTES:,} bytes, {_MAX_UNSAID_BYTES:,} if it comes without Content-Length"
-    too_large = Refusal(413, text, code=_BY_STATUS)
-    said = request.headers.get("content-length")
-    if said is not None and (_NUMBER.fullmatch(said) is None or int(said) > _MAX_BODY_BYTES):
-        raise too_large
-    limit = _MAX_UNSAID_BYTES if said is None else _MAX_BODY_BYTES
-    body = bytearray()
-    async for block in request.stream():
-        body += block
-        if len(body) > limit:
-            raise too_large
-    return bytes(body)
+    return await read_body(request, _MAX_BODY_BYTES)
 
 
 _Body = Annotated[bytes, Depends(_read_body)]
-
-
-def _parsed(body: bytes) -> Any:
-    """JSON as the standard has it: no NaN, and no more nesting than can be read."""
-    if sum(map(body.count, (b"[", b"{", b","))) > _MAX_VALUES:
-        raise Refusal(413, f"The body must have at most {_MAX_VALUES:,} values", code=_BY_STATUS)
-    try:
-        return json.loads(body, parse_constant=_no_constant)
-    except (ValueError, RecursionError) as error:
-        raise Refusal(400, f"The body is not JSON that can be read ({type(error).__name__})", code=_PARSING) from None
-
-
-def _no_constant(text: str) -> None:
-    raise ValueError(f"{text} is no JSON")
 
 
 class _Routes:
@@ -285,7 +255,7 @@ class _Routes:
 
     def add_study(self, study: str, body: _Body) -> Response:
         """Makes a study. Of the body only the id is looked at: it must be the path's."""
-        payload = _parsed(body) if body else {}
+        payload = parsed(body) if body else {}
         if not isinstance(payload, dict) or (payload.get("studyId") or study) != study:
             raise Refusal(400, f"The body must be a JSON object about study {study[:80]}", code=_BY_STATUS)
         self._metadata.add_study(study)
@@ -293,7 +263,7 @@ class _Routes:
 
     def submit(self, study: str, body: _Body) -> Response:
         """Registers an analysis."""
-        return JSONResponse({"analysisId": self._metadata.submit(study, _parsed(body)), "status": "OK"})
+        return JSONResponse({"analysisId": self._metadata.submit(study, parsed(body)), "status": "OK"})
 
     def analyses(self, study: str, analysisStates: str = "PUBLISHED") -> Response:  # noqa: N803  # Song's name
         """The analyses of a study that are in one of the states."""

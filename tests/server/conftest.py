@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -71,18 +71,26 @@ def idle_stages() -> Iterator[list[Stage]]:
         stage.server.close()
 
 
+@contextmanager
+def site_over(stages: list[Stage], repository: DirectRepository, **options: Any) -> Iterator[Site]:
+    """A server over `repository`, on a stage that is idle; `options` replace what `ServerParts` has."""
+    parts = replace(ServerParts(repository, authenticator=EmbeddedToken(TOKEN)), **options)
+    stage = stages.pop() if stages else Stage()
+    try:
+        stage.app, url = create_app(parts), stage.server.url
+        with httpx.Client(base_url=url, headers={"Authorization": f"Bearer {TOKEN}"}, verify=False) as http:
+            yield Site(url, http, parts, repository)
+    finally:
+        stages.append(stage)
+
+
 @pytest.fixture
 def start_site(idle_stages: list[Stage]) -> Iterator[StartSite]:
-    """Starts servers; `options` replace what `ServerParts` has."""
+    """Starts servers; `options` as of `site_over`."""
     with ExitStack() as stack:
 
         def start(repository: DirectRepository, **options: Any) -> Site:
-            parts = replace(ServerParts(repository, authenticator=EmbeddedToken(TOKEN)), **options)
-            stage = idle_stages.pop() if idle_stages else Stage()
-            stack.callback(idle_stages.append, stage)
-            stage.app, url = create_app(parts), stage.server.url
-            http = stack.enter_context(httpx.Client(base_url=url, headers={"Authorization": f"Bearer {TOKEN}"}, verify=False))
-            return Site(url, http, parts, repository)
+            return stack.enter_context(site_over(idle_stages, repository, **options))
 
         yield start
 
