@@ -3,6 +3,7 @@
 scripts/bench                      64 MiB to 4 GiB, three rounds (one of 4 GiB): half an hour on two cores, 40 GiB of disk
 scripts/bench --sizes 64M,256M     other sizes
 scripts/bench --only prefect       the cost of Prefect per part
+scripts/bench --only slice         regions of a BAM, beside samtools and pysam; needs samtools
 """
 
 from __future__ import annotations
@@ -23,9 +24,11 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
+from bench.genome import size_in_bytes
 from bench.measure import BenchFailed, Run, alternate, run
 from bench.rest import bench_rest
 from bench.servers import nginx, sink
+from bench.slices import TOOLS, Options, bench_slices
 from score_core.operations import file_md5
 from score_core.plan import plan_parts
 from score_core.testing.servers import S3Endpoint, seaweedfs
@@ -58,6 +61,9 @@ def main() -> int:
             _bench_prefect(work, given.rounds)
         if given.only in (None, "rest"):
             bench_rest(work)
+        if given.only == "slice":  # only when asked for: it makes a gigabyte first
+            genome = given.genome or work / "genome.bam"
+            bench_slices(work, Options(given.rounds, given.rtt, genome, given.genome_size, given.tools, given.slow_start))
         if given.only in (None, "start"):
             _bench_start(given.rounds)
     finally:
@@ -249,9 +255,19 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="scripts/bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", type=_sizes, default=_sizes("64M,256M,1G,4G"), help="default 64M,256M,1G,4G")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--only", choices=["transfer", "prefect", "rest", "start"])
+    parser.add_argument("--only", choices=["transfer", "prefect", "rest", "slice", "start"])
     parser.add_argument("--dir", help="where to work: needs five times the largest size")
+    slices = parser.add_argument_group("slice")
+    slices.add_argument("--rtt", type=_milliseconds, default=[0.0, 50.0], help="round trips in milliseconds, default 0,50")
+    slices.add_argument("--genome", type=Path, help="a BAM with its .bai beside; made there if it is missing, and kept")
+    slices.add_argument("--genome-size", type=size_in_bytes, default=1 << 30, help="of the BAM that is made, default 1G")
+    slices.add_argument("--tools", type=lambda text: text.split(","), default=list(TOOLS), help="all by default")
+    slices.add_argument("--no-slow-start", action="store_false", dest="slow_start", help="connections are at full speed at once")
     return parser
+
+
+def _milliseconds(text: str) -> list[float]:
+    return [float(word) for word in text.split(",")]
 
 
 def _sizes(text: str) -> list[int]:
