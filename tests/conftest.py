@@ -1,13 +1,20 @@
 """Fixtures for all tests: real and simulated S3 servers come from the shipped plugin."""
 
 import socketserver
+import ssl
 from collections.abc import Iterator
+from typing import Any
 
+import certifi
 import pytest
+from hypothesis import settings
 
 pytest_plugins = ["score_core.testing.pytest_plugin"]
 
 POLL_S = 0.005
+
+settings.register_profile("suite", deadline=None)  # a busy machine is no fault
+settings.load_profile("suite")
 
 
 @pytest.hookimpl(trylast=True)
@@ -21,7 +28,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         group = group_of(item)
         if group and not item.nodeid.endswith(f"@{group}"):
-            item._id = type(item._id).parse(f"{item.nodeid}@{group}")  # type: ignore[attr-defined]
+            item._id = type(item._id).parse(f"{item.nodeid}@{group}")
     items.sort(key=lambda item: group_of(item) != "flows")
 
 
@@ -40,4 +47,18 @@ def servers_end_at_once() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(socketserver.BaseServer, "serve_forever", serve_forever)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def authorities_are_read_once() -> Iterator[None]:
+    """Each client reads all authorities of the world, 20 ms, whether it speaks TLS or not; those of a test's own are not kept."""
+    make = ssl.create_default_context
+    world = make(cafile=certifi.where())
+
+    def create_default_context(purpose: ssl.Purpose = ssl.Purpose.SERVER_AUTH, **given: Any) -> ssl.SSLContext:
+        return world if given == {"cafile": certifi.where()} else make(purpose, **given)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ssl, "create_default_context", create_default_context)
         yield
