@@ -22,6 +22,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate, pairwise
+from operator import gt
 from typing import Final, Literal, NamedTuple
 
 from score_core.errors import ConfigurationError, FormatError
@@ -76,7 +77,7 @@ def _merged(chunks: Iterable[tuple[int, int]]) -> list[Chunk]:
     """The chunks in order, those that overlap or share a block made one."""
     found: list[Chunk] = []
     for begin, end in sorted(chunks):
-        if found and file_offset(begin) <= file_offset(found[-1].end):
+        if found and begin >> 16 <= found[-1].end >> 16:
             found[-1] = Chunk(found[-1].begin, max(found[-1].end, end))
         else:
             found.append(Chunk(begin, end))
@@ -238,10 +239,10 @@ class BinningIndex:
         for tid, reference in enumerate(self._references):
             if reference is not None:
                 for place in reference.bins.values():
-                    found.update(file_offset(virtual) for chunk in self._chunks_at(place) for virtual in chunk)
-                found.update(map(file_offset, reference.extent or ()))
-                found.update(map(file_offset, self._linear(tid, reference)))
-        return sorted(found)
+                    found.update(self._numbers_at(place))
+                found.update(reference.extent or ())
+                found.update(self._linear(tid, reference))
+        return sorted({file_offset(virtual) for virtual in found})
 
     def _extents(self) -> Iterator[tuple[int, int]]:
         """From where to where the records of each contig are; from its chunks, where an old indexer wrote no pseudo-bin."""
@@ -253,13 +254,16 @@ class BinningIndex:
             else:
                 yield from (chunk for place in reference.bins.values() for chunk in self._chunks_at(place))
 
-    def _chunks_at(self, place: int) -> list[tuple[int, int]]:
+    def _numbers_at(self, place: int) -> tuple[int, ...]:
         (count,) = _INT.unpack_from(self._data, place)
-        numbers = struct.unpack_from(f"<{2 * count}Q", self._data, place + 4)
-        chunks = list(zip(numbers[::2], numbers[1::2], strict=True))
-        if any(begin > end for begin, end in chunks):
+        return struct.unpack_from(f"<{2 * count}Q", self._data, place + 4)
+
+    def _chunks_at(self, place: int) -> Iterator[tuple[int, int]]:
+        numbers = self._numbers_at(place)
+        begins, ends = numbers[::2], numbers[1::2]
+        if any(map(gt, begins, ends)):
             raise FormatError(f"The {self.kind} index is damaged: a chunk ends before it begins")
-        return chunks
+        return zip(begins, ends, strict=True)
 
     def _linear(self, tid: int, reference: _Reference) -> list[int]:
         """Where the first record that reaches into each window is. Windows that older indexers left out get what is to their right."""

@@ -27,7 +27,7 @@ PIECES: Final = 8
 MIN_PIECE_BYTES: Final = 256 << 10
 MAX_PIECE_BYTES: Final = 8 << 20
 _MAX_BLOCK_BYTES: Final = 1 << 16  # of a BGZF block in the file (SAM specification, section 4.1)
-_SPLIT_BASES: Final = 1 << 14  # the smallest bins of BAI and TBI: cutting finer does not make chunks smaller
+_CUT_BASES: Final = 1 << 14  # the smallest bins of BAI and TBI: cutting finer does not make chunks smaller
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,21 +191,25 @@ class _Planner:
         return sum(file_offset(end) - file_offset(begin) for begin, end in _without([(begin, end) for begin, end in middle], ours))
 
     def parts(self, span: Span, limit: int) -> Iterator[tuple[Span, list[tuple[int, int]]]]:
-        """The span and its needs, in halves until each needs at most `limit` bytes or cannot be made smaller."""
+        """The span and its needs, in as many parts as let each need at most `limit` bytes; bigger ones cannot be made smaller."""
         needs = self.needs(span.interval)
-        end = span.end if self._reach is None else min(span.end, self._reach)  # the end of a contig of unknown length may be past it
-        middle = (span.start + end) // 2 // _SPLIT_BASES * _SPLIT_BASES
-        if sum(end - begin for begin, end in needs) <= limit or middle <= span.start:
+        count = -(-_total(needs) // limit)
+        cuts = self._cuts(span, count) if count > 1 else []
+        if not cuts:
             yield span, needs
             return
-        for half in (_clipped(span, span.start, middle), _clipped(span, middle, span.end)):
-            if half.intervals:
-                yield from self.parts(half, limit)
+        for start, end in pairwise([span.start, *cuts, span.end]):
+            part = tuple(
+                Interval(tid, max(start, begin), min(end, stop)) for tid, begin, stop in span.intervals if begin < end and stop > start
+            )
+            if part:
+                yield from self.parts(Span(part), limit)
 
-
-def _clipped(span: Span, start: int, end: int) -> Span:
-    clipped = (Interval(tid, max(start, begin), min(end, stop)) for tid, begin, stop in span.intervals)
-    return Span(tuple(interval for interval in clipped if interval.start < interval.end))
+    def _cuts(self, span: Span, count: int) -> list[int]:
+        """Places within the span, about evenly apart, that cut it into at most `count` parts."""
+        end = span.end if self._reach is None else min(span.end, self._reach)  # the end of a contig of unknown length may be past it
+        cuts = {(span.start + (end - span.start) * number // count) // _CUT_BASES * _CUT_BASES for number in range(1, count)}
+        return sorted(cut for cut in cuts if cut > span.start)
 
 
 def _check(begin: int, end: int, size: int) -> None:
@@ -228,7 +232,7 @@ def _windows(planner: _Planner, spans: Iterable[Span], window_bytes: int) -> Ite
     reading, total = _Reading([], []), 0
     for span in spans:
         for part, needs in planner.parts(span, window_bytes):
-            more = sum(end - begin for begin, end in needs)
+            more = _total(needs)
             if reading.spans and total + more > window_bytes:
                 yield reading
                 reading, total = _Reading([], []), 0
@@ -263,7 +267,7 @@ class _Pieces:
             done[last].append((begin, end))
         for number, reading in enumerate(readings):
             ranges = _union(fetched[number])
-            total = sum(end - begin for begin, end in ranges)
+            total = _total(ranges)
             yield Window(
                 tuple(reading.spans),
                 tuple(self._cut(ranges, total)),
@@ -316,6 +320,10 @@ def _union(ranges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
         else:
             found.append((begin, end))
     return found
+
+
+def _total(ranges: Iterable[tuple[int, int]]) -> int:
+    return sum(end - begin for begin, end in ranges)
 
 
 def _without(ranges: list[tuple[int, int]], others: list[tuple[int, int]]) -> Iterator[tuple[int, int]]:

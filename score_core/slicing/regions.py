@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
+from itertools import chain
 from pathlib import Path
 from typing import IO, Final, NamedTuple
 
@@ -28,6 +29,7 @@ _MAX_LINE_BYTES: Final = 1 << 20  # a BED12 row with ten thousand exons has a te
 _MAX_SHOWN: Final = 80  # letters of a text in a message
 _MAX_COMPARED: Final = 20_000  # names: comparing letters of more takes too long for a hint
 _TIDY_AT: Final = 1 << 16  # intervals out of order that are kept before they are merged
+_MAX_DIGITS: Final = 18
 _NO_DATA: Final = (b"track", b"browser")
 _BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"  # Windows' editors write it
 
@@ -151,7 +153,7 @@ def _positions(text: str, place: str) -> tuple[int, int]:
 def _number(digits: str) -> int:
     """The number, or a very large one: Python refuses to read thousands of digits."""
     digits = digits.lstrip("0")
-    return int(digits or "0") if len(digits) <= 18 else 10**18
+    return int(digits or "0") if len(digits) <= _MAX_DIGITS else 10**_MAX_DIGITS
 
 
 def _length(contig: Contig) -> int:
@@ -189,11 +191,11 @@ def read_bed(source: str | os.PathLike[str] | Iterable[str], contigs: Contigs, *
     """The intervals of a BED file (plain, gzip or bgzip) or of its lines.
 
     Columns are name, start and end, apart by tabs or spaces; positions count from 0 and the end does not belong to the interval; further
-    columns, comments, blank, `track` and `browser` lines mean nothing. An interval whose start is its end holds no base and is left out,
-    as by bedtools merge (samtools view -L takes the reads across that place, and fails on it with -M). Ends are clipped to where contigs
+    columns, comments, blank, `track` and `browser` lines mean nothing. An interval whose start is its end holds no base and is left out
+    (samtools view -L takes the reads across that place, and fails on it with -M). Ends are clipped to where contigs
     end. With `skip_unknown`, rows of contigs that the data do not have are skipped.
 
-    Takes about a second for a million rows, and memory for the merged ones.
+    Takes a second or two for a million rows, and memory for the merged ones.
 
     Raises:
         ConfigurationError: a row is wrong (the message says where), or of no contig of the data.
@@ -226,76 +228,98 @@ def _opened(path: Path) -> Iterator[IO[bytes]]:
 
 
 class _Rows:
-    """What the rows so far add up to. Rows in order, as nearly all BED files have them, are merged as they come."""
+    """What the rows so far add up to."""
 
     def __init__(self, contigs: Contigs, *, skip_unknown: bool) -> None:
         self._contigs = contigs
         self._skip_unknown = skip_unknown
-        self._known = {contig.name.encode(): (tid, _length(contig)) for tid, contig in enumerate(contigs.contigs)}
-        self._found: list[Interval] = []
-        self._last = Interval(-1, 0, 0)  # still growing
-        self._tidy_at = _TIDY_AT
+        self._found: dict[bytes, _Found] = {}
         self.skipped: dict[str, None] = {}
 
     def merged(self) -> tuple[Interval, ...]:
-        return merged([*self._found, self._last])
+        in_order = sorted(self._found.values(), key=lambda found: found.tid)
+        return tuple(chain.from_iterable(found.merged() for found in in_order))
 
     def take(self, source: str, lines: Iterable[bytes]) -> None:
         for number, line in enumerate(lines, start=1):
-            row = (line if number > 1 else line.removeprefix(_BYTE_ORDER_MARK)).split(None, 3)
-            if not row or row[0].startswith(b"#") or row[0] in _NO_DATA:
-                continue
             try:
-                if len(row) < 3 or not (row[1].isdigit() and row[2].isdigit()) or len(row[1]) > 18 or len(row[2]) > 18:
-                    raise ConfigurationError(_wrong(row, line))
-                self._add(row[0], int(row[1]), int(row[2]))
+                self._take_row(line if number > 1 else line.removeprefix(_BYTE_ORDER_MARK))
             except ConfigurationError as error:
                 raise error.at(f"{source}, line {number}") from None
 
-    def _add(self, name: bytes, start: int, end: int) -> None:
-        tid, length = self._known.get(name) or self._unknown(name)
-        if start >= end or start >= length:
-            self._check(tid, start, end, length)
+    def _take_row(self, line: bytes) -> None:
+        row = line.split(None, 3)
+        if not row or row[0].startswith(b"#") or row[0] in _NO_DATA:
             return
-        end = min(end, length)
-        last = self._last
-        if tid == last.tid and last.start <= start <= last.end:
-            if end > last.end:
-                self._last = Interval(tid, last.start, end)
-            return
-        self._found.append(last)
-        self._last = Interval(tid, start, end)
-        if len(self._found) >= self._tidy_at:
-            self._found = list(merged(self._found))
-            self._tidy_at = max(_TIDY_AT, 2 * len(self._found))
+        if len(row) < 3 or not (row[1].isdigit() and row[2].isdigit()) or len(row[1]) > _MAX_DIGITS or len(row[2]) > _MAX_DIGITS:
+            raise ConfigurationError(_wrong(row, line))
+        found = self._found.get(row[0]) or self._new(row[0])
+        if found is not None:
+            found.add(int(row[1]), int(row[2]))
 
-    def _check(self, tid: int, start: int, end: int, length: int) -> None:
-        """Raises `ConfigurationError` unless an interval without bases is an empty one, or one of a contig that is skipped."""
+    def _new(self, contig: bytes) -> _Found | None:
+        name = contig.decode(errors="backslashreplace")
+        tid = self._contigs.ids.get(name)
+        if tid is None:
+            if not self._skip_unknown:
+                raise ConfigurationError(f"The data have no such contig: {_unknown(name, self._contigs)}")
+            self.skipped[name] = None
+            return None
+        found = self._found[contig] = _Found(tid, _length(self._contigs[tid]))
+        return found
+
+
+class _Found:
+    """The intervals of one contig. In order, as nearly all BED files have them, they are merged as they come."""
+
+    def __init__(self, tid: int, length: int) -> None:
+        self.tid = tid
+        self._length = length
+        self._intervals: list[Interval] = []
+        self._start = self._end = 0  # of the last one, still growing
+        self._in_order = True
+        self._tidy_at = _TIDY_AT
+
+    def add(self, start: int, end: int) -> None:
+        if start >= end or start >= self._length:
+            self._check(start, end)
+            return
+        end = min(end, self._length)
+        if self._start <= start <= self._end:
+            self._end = max(self._end, end)
+            return
+        self._in_order = self._in_order and start > self._end
+        self._keep()
+        self._start, self._end = start, end
+
+    def _check(self, start: int, end: int) -> None:
+        """Raises `ConfigurationError` unless an interval without bases of the contig is an empty one."""
         if start > end:
-            raise ConfigurationError(f"the interval ends at {end}, before it begins at {start}")
-        if tid >= 0 and (start > length or start < end):
-            name = self._contigs[tid].name
-            raise ConfigurationError(
-                f"the interval begins at {start}, past the end of {name}, which has {length} bases; is it of another assembly?"
-            )
+            raise ConfigurationError(f"The interval ends at {end}, before it begins at {start}")
+        if start > self._length or start < end:
+            raise ConfigurationError(f"The interval begins at {start}, past the contig's end at {self._length}; is it of another assembly?")
 
-    def _unknown(self, name: bytes) -> tuple[int, int]:
-        """Notes a contig that is skipped; it counts as one without bases."""
-        shown = name.decode(errors="backslashreplace")
-        if not self._skip_unknown:
-            raise ConfigurationError(f"the data have no such contig: {_unknown(shown, self._contigs)}")
-        self.skipped[shown] = None
-        return -1, 0
+    def _keep(self) -> None:
+        if self._start < self._end:
+            self._intervals.append(Interval(self.tid, self._start, self._end))
+        if len(self._intervals) >= self._tidy_at and not self._in_order:
+            self._intervals = list(merged(self._intervals))
+            self._tidy_at = max(_TIDY_AT, 2 * len(self._intervals))
+
+    def merged(self) -> tuple[Interval, ...]:
+        self._keep()
+        self._start = self._end = 0
+        return tuple(self._intervals) if self._in_order else merged(self._intervals)
 
 
 def _wrong(row: list[bytes], line: bytes) -> str:
     if len(line) >= _MAX_LINE_BYTES:
-        return f"the line has more than {_MAX_LINE_BYTES >> 20} MiB; this is no BED file"
+        return f"The line has more than {_MAX_LINE_BYTES >> 20} MiB; this is no BED file"
     if any(byte < 9 for byte in line[:1000]):
-        return "the line is not text; this is no BED file"
+        return "The line is not text; this is no BED file"
     if len(row) < 3:
-        return f"it has {len(row)} column{'s' if len(row) > 1 else ''}, and needs three: contig, start and end"
-    wrong = next(column for column in row[1:3] if not column.isdigit() or len(column) > 18).decode(errors="backslashreplace")
+        return f"It has {len(row)} column{'s' if len(row) > 1 else ''}, and needs three: contig, start and end"
+    wrong = next(column for column in row[1:3] if not column.isdigit() or len(column) > _MAX_DIGITS).decode(errors="backslashreplace")
     if wrong.startswith("-") and wrong[1:].isdigit():
-        return f"the position {_shown(wrong)} is negative; positions count from 0"
+        return f"The position {_shown(wrong)} is negative; positions count from 0"
     return f"{_shown(wrong)} is not a position; BED has whole numbers in its second and third column"
