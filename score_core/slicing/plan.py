@@ -139,10 +139,10 @@ class _Planner:
         self._have = have
         self._reach = index.max_position if isinstance(index, BinningIndex) else None
 
-    def needs(self, interval: Interval) -> list[tuple[int, int]]:
+    def _needs(self, chunks: Iterable[Chunk]) -> list[tuple[int, int]]:
         """From where to where bytes are needed, besides those that are here."""
         found = []
-        for begin, end in self._index.chunks(interval):
+        for begin, end in chunks:
             _check(begin, end, self._size)
             first, last = max(file_offset(begin), self._have), self._stop(end)
             if first < last:
@@ -191,8 +191,14 @@ class _Planner:
         return sum(file_offset(end) - file_offset(begin) for begin, end in _without([(begin, end) for begin, end in middle], ours))
 
     def parts(self, span: Span, limit: int) -> Iterator[tuple[Span, list[tuple[int, int]]]]:
-        """The span and its needs, in as many parts as let each need at most `limit` bytes; bigger ones cannot be made smaller."""
-        needs = self.needs(span.interval)
+        """The span and its needs, in as many parts as let each need at most `limit` bytes; bigger ones cannot be made smaller.
+
+        Parts without chunks are left out: no record is there, and of a CRAM htslib would read what is nearest.
+        """
+        chunks = self._index.chunks(span.interval)
+        if not chunks:
+            return
+        needs = self._needs(chunks)
         count = -(-_total(needs) // limit)
         cuts = self._cuts(span, count) if count > 1 else []
         if not cuts:
@@ -200,7 +206,7 @@ class _Planner:
             return
         for start, end in pairwise([span.start, *cuts, span.end]):
             part = tuple(
-                Interval(tid, max(start, begin), min(end, stop)) for tid, begin, stop in span.intervals if begin < end and stop > start
+                interval for interval in (_clipped(whole, start, end) for whole in span.intervals) if interval.start < interval.end
             )
             if part:
                 yield from self.parts(Span(part), limit)
@@ -210,6 +216,10 @@ class _Planner:
         end = span.end if self._reach is None else min(span.end, self._reach)  # the end of a contig of unknown length may be past it
         cuts = {(span.start + (end - span.start) * number // count) // _CUT_BASES * _CUT_BASES for number in range(1, count)}
         return sorted(cut for cut in cuts if cut > span.start)
+
+
+def _clipped(interval: Interval, start: int, end: int) -> Interval:
+    return Interval(interval.tid, max(start, interval.start), min(end, interval.end))
 
 
 def _check(begin: int, end: int, size: int) -> None:
