@@ -10,7 +10,7 @@ import os
 import shutil
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -204,17 +204,22 @@ class _Job:
         first = self._first_fetch(index, plan)
         first.wait()
         self._check_probe(index)
-        with ExitStack() as stack:
-            records = stack.enter_context(self._open(self._data.path, index=self._index_path))
+        records = self._open(self._data.path, index=self._index_path)
+        try:
             writer = self._writer(records)
             chosen = _Chosen(query.intervals, contigs, contained=self._wanted.contained, variants=self._header.is_variants)
-            for window in self._windows(plan, index, contigs, first):
+            for number, window in enumerate(self._windows(plan, index, contigs, first)):
+                if number:  # htslib keeps 128 KiB of what it read, perhaps the emptiness from before this window's bytes came
+                    records.close()
+                    records = self._open(self._data.path, index=self._index_path)
                 for span in window.spans:
                     self._copy(writer, chosen.of(records, span), where=span)
-            if query.unplaced:
-                self._copy_unplaced(writer, unplaced)
-            self._stop.check()
-            writer.finish(index=self._form.index)
+        finally:
+            records.close()
+        if query.unplaced:
+            self._copy_unplaced(writer, unplaced)
+        self._stop.check()
+        writer.finish(index=self._form.index)
         return Slice(self._format, self._records, planned, skipped)
 
     def _query(self, contigs: Contigs) -> tuple[Query, tuple[str, ...]]:
