@@ -73,7 +73,7 @@ class Lines(Quiet):
         with self._lock:
             rate = (self._done - self._kept) / max(1e-9, self._clock() - self._began)
             left = self._size - self._done
-            eta = f"{left / rate:,.0f} s left" if rate > 0 else "waiting"
+            eta = f"{max(0, left) / rate:,.0f} s left" if rate > 0 else "waiting"
             share = f"{self._done / self._size:.1%}" if self._size else "0.0%"
             files = f", file {min(len(self.reports) + 1, self._files)} of {self._files}" if self._files > 1 else ""
             return (

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import islice
+from operator import attrgetter
 from pathlib import Path
 from typing import IO, Any, Final
 
@@ -200,8 +201,9 @@ class _Job:
         unplaced = self._unplaced(index) if query.unplaced else []
         planned = plan.size + sum(piece.size for piece in unplaced if isinstance(piece, ByteRange))
         self._check_room(planned)
-        self._data.announce(planned, len(plan.ranges))
-        first = self._first_fetch(index, plan)
+        look = self._look(index, plan)
+        self._data.announce(planned + sum(found.size for found in look), len(plan.ranges) + len(look))
+        first = self._data.fetch([*(plan.windows[0].ranges if plan.windows else ()), *look])
         first.wait()
         self._check_probe(index)
         records = self._open(self._data.path, index=self._index_path)
@@ -242,13 +244,13 @@ class _Job:
         if needed > free:
             raise NoSpaceError(f"{self._folder} has {free:,} bytes free, and {needed:,} are needed on the way: set TMPDIR to a larger disk")
 
-    def _first_fetch(self, index: Index, plan: SlicePlan) -> Fetching:
-        """What the first window needs, and the bytes that show whether the index is this file's."""
-        ranges = list(plan.windows[0].ranges) if plan.windows else []
-        look = probe(self._header, index, self._data.size)
-        if look is not None and not any(known.offset <= look.offset and look.end <= known.end for known in ranges):
-            ranges.append(look)
-        return self._data.fetch(ranges)
+    def _look(self, index: Index, plan: SlicePlan) -> list[ByteRange]:
+        """The bytes that show whether the index is this file's, unless the first window has them anyway."""
+        found = probe(self._header, index, self._data.size)
+        first = plan.windows[0].ranges if plan.windows else ()
+        if found is None or found.end <= self._have or any(known.offset <= found.offset and found.end <= known.end for known in first):
+            return []
+        return [found]
 
     def _check_probe(self, index: Index) -> None:
         look = probe(self._header, index, self._data.size)
@@ -434,7 +436,8 @@ class _Chosen:
             self._by_contig.setdefault(interval.tid, []).append(interval)
         self._contigs = contigs
         self._contained = contained
-        self._ends = _variant_ends if variants else _alignment_ends
+        self._start_of: Callable[[Any], int] = attrgetter("start" if variants else "reference_start")
+        self._end_of = _variant_end if variants else _alignment_end
         self._before = Interval(-1, 0, 0)
 
     def of(self, file: Any, span: Span) -> Iterable[Any]:
@@ -442,34 +445,48 @@ class _Chosen:
         records = file.fetch(self._contigs[span.tid].name, span.start, span.end)
         before, self._before = self._before, Interval(span.tid, span.start, span.end)
         seen = before.end if before.tid == span.tid else 0
-        if not self._contained and not seen and len(span.intervals) == 1:
-            return records  # type: ignore[no-any-return]  # what htslib gives is what is wanted
+        if not self._contained and len(span.intervals) == 1:  # what htslib gives is what is wanted
+            return self._from(records, span.start, seen) if seen else records
         return self._picked(records, self._by_contig[span.tid], span, seen)
 
+    def _from(self, records: Iterator[Any], begin: int, seen: int) -> Iterator[Any]:
+        """Without those that reach over from an earlier span, which had them: they begin before this one does."""
+        start_of = self._start_of
+        for record in records:
+            start = start_of(record)
+            if start >= seen:
+                yield record
+            if start >= begin:
+                break
+        yield from records
+
     def _picked(self, records: Iterable[Any], intervals: list[Interval], span: Span, seen: int) -> Iterator[Any]:
+        start_of, end_of, contained = self._start_of, self._end_of, self._contained
         at = bisect_right(intervals, span.start, key=lambda interval: interval.end)
-        last, contained = len(intervals), self._contained
-        for record, start, end in self._ends(records):
+        wanted = intervals[at]
+        for record in records:  # a million of them a second come by here: most are told by their starts
+            start = start_of(record)
             if start < seen:
-                continue  # it reaches over from an earlier span, which had it
-            while at < last and intervals[at].end <= start:
+                continue
+            while wanted.end <= start:
                 at += 1
-            if at == last:
-                return
-            wanted = intervals[at]
-            if (start >= wanted.start and end <= wanted.end) if contained else end > wanted.start:
+                if at == len(intervals):
+                    return
+                wanted = intervals[at]
+            if contained:
+                if start >= wanted.start and end_of(record) <= wanted.end:
+                    yield record
+            elif start >= wanted.start or end_of(record) > wanted.start:
                 yield record
 
 
-def _alignment_ends(records: Iterable[Any]) -> Iterator[tuple[Any, int, int]]:
-    for read in records:
-        start = read.reference_start
-        yield read, start, read.reference_end or start + 1  # placed, but not mapped: one base long (SAM specification, section 1.4)
+def _alignment_end(read: Any) -> int:
+    """Placed, but not mapped, is one base long (SAM specification, section 1.4)."""
+    return int(read.reference_end or read.reference_start + 1)
 
 
-def _variant_ends(records: Iterable[Any]) -> Iterator[tuple[Any, int, int]]:
-    for record in records:
-        yield record, record.start, max(record.stop, record.start + 1)
+def _variant_end(record: Any) -> int:
+    return max(int(record.stop), int(record.start) + 1)
 
 
 def reread(path: Path, *, reference: Path | None = None) -> int:
