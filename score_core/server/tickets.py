@@ -19,7 +19,7 @@ from score_core.server.errors import Refusal
 from score_core.server.kept import Kept
 from score_core.server.published import Opened, Published
 from score_core.slicing import bgzf
-from score_core.slicing.base import Format, Index, Interval, ReadRange, file_offset, in_block
+from score_core.slicing.base import Chunk, Contigs, Format, Index, Interval, ReadRange, file_offset, in_block
 from score_core.slicing.formats import Header, check_index, check_probe, contigs_of, header_blocks, probe, read_header
 from score_core.slicing.index import read_index
 from score_core.slicing.plan import whole_blocks
@@ -39,6 +39,7 @@ _MAX_INDEX_BYTES: Final = 64 << 20  # a BAI of a deep human genome has 9 MB
 _MAX_HEADER_BYTES: Final = 32 << 20  # in the store: more are not read for a ticket
 _INLINE_BYTES: Final = 256 << 10  # of a header: a longer one is a range
 _GAP_BYTES: Final = 64 << 10  # ranges so near to each other are one: a reader waits longer for a request than for these bytes
+_BIN_BASES: Final = 1 << 14
 _MAX_RANGES: Final = 2_000
 _MAX_BLOCK_BYTES: Final = 1 << 30  # of one URL, as the specification asks
 _MAX_BAI_POSITION: Final = 1 << 29
@@ -153,13 +154,13 @@ class Tickets:
                     raise Refusal(404, f"Object {spec.object_id} has no reference {region.name[:80]!r}", code="not-found")
                 intervals.append(Interval(tid, region.start, MAX_POSITION if region.end is None else region.end))
         try:
-            chunks = [chunk for interval in merged(intervals) for chunk in index.chunks(interval)]
+            chunks = [chunk for interval in _bridged(merged(intervals)) for chunk in _chunks(index, interval, contigs)]
             found = whole_blocks(index, chunks, size=spec.size, eof_size=beginning.eof_size)
         except (ConfigurationError, FormatError) as error:
             raise _unservable(spec, str(error)) from None
         if any(region.name == UNPLACED for region in regions):
             found.append(_without_place(beginning, index, spec.size))
-        return _fewer(_joined(found, _GAP_BYTES))
+        return fewer(_joined(found, _GAP_BYTES), _MAX_RANGES)
 
     def _index(self, opened: Opened, beginning: _Beginning) -> Index:
         """Raises a `Refusal` when there is none, or when it is another file's."""
@@ -253,6 +254,27 @@ def _assembled(beginning: _Beginning, ranges: Sequence[ByteRange]) -> list[_Bloc
     return [*_head(beginning), *(_Block(wanted, kind="body") for wanted in clipped), _inline(header.eof, "body")]
 
 
+def _bridged(intervals: Iterable[Interval]) -> list[Interval]:
+    """Merged intervals, and those one that are as near as the smallest bins are long: an index tells them hardly apart, at 25 us each."""
+    found: list[Interval] = []
+    for interval in intervals:
+        if found and found[-1].tid == interval.tid and interval.start - found[-1].end <= _BIN_BASES:
+            found[-1] = Interval(interval.tid, found[-1].start, interval.end)
+        else:
+            found.append(interval)
+    return found
+
+
+def _chunks(index: Index, interval: Interval, contigs: Contigs) -> list[Chunk]:
+    """As `Index.chunks`, and none past the end of a contig, where an index need not reach."""
+    try:
+        return index.chunks(interval)
+    except ConfigurationError:
+        if interval.start < (contigs[interval.tid].length or MAX_POSITION):
+            raise
+        return []
+
+
 def _without_place(beginning: _Beginning, index: Index, size: int) -> ByteRange:
     """From the block of the first read without a place to the end. A CRAI lists those; other indexes tell where the placed ones end."""
     end = size - beginning.eof_size
@@ -274,12 +296,12 @@ def _joined(ranges: Iterable[ByteRange], gap: int) -> list[ByteRange]:
     return found
 
 
-def _fewer(ranges: list[ByteRange]) -> list[ByteRange]:
-    """No more than a ticket should hold: the smallest gaps are closed."""
-    if len(ranges) <= _MAX_RANGES:
+def fewer(ranges: list[ByteRange], most: int) -> list[ByteRange]:
+    """At most so many ranges, with everything in them: those with the smallest gaps between them become one. `ranges` is in order."""
+    if len(ranges) <= most:
         return ranges
     gaps = sorted(after.offset - before.end for before, after in pairwise(ranges))
-    return _joined(ranges, gaps[len(ranges) - _MAX_RANGES - 1])
+    return _joined(ranges, gaps[len(ranges) - most - 1])
 
 
 def _bounded(read: ReadRange, max_bytes: int) -> Callable[[int, int], bytes]:

@@ -65,6 +65,9 @@ class Shelf:
 
     def put(self, object_id: str, data: bytes) -> None:
         upload = self.repository.begin_upload(object_id, len(data), md5=md5_hex(data), overwrite=True)
+        if not data:
+            self.repository.commit(upload, [])
+            return
         store: Any = self.repository._buckets.base.data
         with store.receive_part(f"data/{object_id}", upload.upload_id, 1) as writer:
             writer.write(data)
