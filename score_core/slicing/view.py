@@ -228,7 +228,7 @@ class _Job:
         if self._wanted.bed is not None:
             bed = read_bed(self._wanted.bed, contigs, skip_unknown=self._wanted.skip_unknown)
             return Query(bed.intervals), bed.skipped
-        query = parse_regions(self._wanted.regions, contigs)
+        query = _parsed(self._wanted.regions, contigs)
         if query.unplaced and self._header.is_variants:
             raise ConfigurationError("The region * means unplaced reads, which a file of variants does not have")
         return query, ()
@@ -425,6 +425,18 @@ class _Job:
 
 
 Writer = AlignmentWriter | VariantWriter
+
+
+def _parsed(regions: Sequence[str], contigs: Contigs) -> Query:
+    """The regions; where they make no sense otherwise, commas separate them, as in the Java client (protocol section 17.2)."""
+    try:
+        return parse_regions(regions, contigs)
+    except ConfigurationError:
+        pieces = [piece for region in regions for piece in region.split(",")]
+        if len(pieces) > len(regions):
+            with suppress(ConfigurationError):
+                return parse_regions(pieces, contigs)
+        raise
 
 
 class _Chosen:

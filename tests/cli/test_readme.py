@@ -41,10 +41,8 @@ def test_quick_start_runs_as_printed(tmp_path: Path) -> None:
     assert (tmp_path / "downloads" / original.name).read_bytes() == original.read_bytes()
 
 
-def test_server_runs_as_printed(tmp_path: Path) -> None:
-    """In two shells, as it says. Only the port is another: 5431 may be taken on this machine."""
-    port = free_ports(1)[0]
-    serve, use = blocks_below("## A server")
+def in_a_home(tmp_path: Path) -> dict[str, str]:
+    """The environment of a user who has `score` and nothing else of ours, and the clone's files at `tmp_path`."""
     (tmp_path / "tests").symlink_to(ROOT / "tests")
     score = tmp_path / "bin" / "score"
     score.parent.mkdir()
@@ -52,7 +50,24 @@ def test_server_runs_as_printed(tmp_path: Path) -> None:
     score.chmod(0o755)
     ours = ("SCORE_", "STORAGE_", "METADATA_", "ACCESSTOKEN", "XDG_")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
-    environment = {**kept, "HOME": str(tmp_path), "PATH": f"{score.parent}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
+    return {**kept, "HOME": str(tmp_path), "PATH": f"{score.parent}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
+
+
+def test_regions_are_cut_as_printed(tmp_path: Path) -> None:
+    script = blocks_below("## Look into a file")[0]
+    command = ["bash", "-e", "-c", script]
+    done = subprocess.run(command, cwd=tmp_path, env=in_a_home(tmp_path), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert sum(1 for line in done.stdout.splitlines() if not line.startswith("@") and "\t11\t" in line) == 39
+    assert re.search(r"^39 records, fetched 329 kB of 2.6 MB in 4 requests, \d+\.\d s$", done.stderr, re.MULTILINE)
+    assert (tmp_path / "slices" / "htsnexus_test_NA12878.11__20_1-100,000.bam").exists()
+
+
+def test_server_runs_as_printed(tmp_path: Path) -> None:
+    """In two shells, as it says. Only the port is another: 5431 may be taken on this machine."""
+    port = free_ports(1)[0]
+    serve, use = blocks_below("## A server")
+    environment = in_a_home(tmp_path)
     words = ["bash", "-e", "-c"]
     command = [*words, f"exec {serve.strip()} --port {port}"]
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as server:
