@@ -56,7 +56,7 @@ ObjectId = Annotated[str, Path(description="The id of an object, or of an analys
 Expand = Annotated[bool, Query(description="Bundles here have no bundles in them: it changes nothing.")]
 
 _TEXTS: Final = {"type": "array", "items": {"type": "string"}}
-_PASSPORTS: Final = {"passports": {**_TEXTS, "description": "Not looked at: the bearer token says who calls."}}
+_PASSPORTS: Final = {"passports": {**_TEXTS, "type": ["array", "null"], "description": "Not looked at: the bearer token says who calls."}}
 _POST_BODY: Final = openapi.body_of(
     {"type": "object", "properties": {**_PASSPORTS, "expand": {"type": "boolean"}}, "additionalProperties": True}, required=False
 )

@@ -59,13 +59,14 @@ def _query_schema(kind: Kind) -> dict[str, Any]:
 
 
 def _body_schema(kind: Kind) -> dict[str, Any]:
-    region = {"referenceName": {"type": "string", "maxLength": _MAX_NAME}, "start": _POSITION, "end": _POSITION}
+    position = {**_POSITION, "type": ["integer", "null"]}  # clients write null for what they do not want to say
+    region = {"referenceName": {"type": "string", "maxLength": _MAX_NAME}, "start": position, "end": position}
     properties = {
-        "format": {"type": "string", "enum": list(_FORMATS[kind])},
-        "class": {"type": "string", "enum": ["header"]},
-        **dict.fromkeys(("fields", "tags", "notags"), _TEXTS),
+        "format": {"type": ["string", "null"], "enum": [*_FORMATS[kind], None]},
+        "class": {"type": ["string", "null"], "enum": ["header", None]},
+        **dict.fromkeys(("fields", "tags", "notags"), {**_TEXTS, "type": ["array", "null"]}),
         "regions": {
-            "type": "array",
+            "type": ["array", "null"],
             "minItems": 1,
             "maxItems": _MAX_REGIONS,
             "items": {"type": "object", "required": ["referenceName"], "properties": region},
@@ -88,8 +89,9 @@ def _words(status: int) -> str:
 class _Ticket(JSONResponse):
     media_type = _MEDIA_TYPE
 
-    def __init__(self, ticket: Mapping[str, Any]) -> None:
-        super().__init__(ticket, headers={"content-type": _CONTENT_TYPE})
+    @classmethod
+    def of(cls, ticket: Mapping[str, Any]) -> _Ticket:
+        return cls(ticket, headers={"content-type": _CONTENT_TYPE})
 
     def render(self, content: Any) -> bytes:
         return orjson.dumps({"htsget": content})
@@ -139,7 +141,7 @@ class HtsgetRoutes:
         def get(request: Request, object_id: ObjectId) -> Response:
             """A ticket for all, or for what overlaps a region. More may come along than was asked for, never less."""
             wanted = _got(kind, request.query_params)
-            return _Ticket(self._tickets.ticket(self._published.open(request, object_id), wanted))
+            return _Ticket.of(self._tickets.ticket(self._published.open(request, object_id), wanted))
 
         get.__annotations__ = {"request": Request, "object_id": ObjectId, "return": Response}
         return get
@@ -153,7 +155,7 @@ class HtsgetRoutes:
             def answered() -> Response:
                 if request.url.query:
                     raise _invalid("A POST request has no parameters in its address")
-                return _Ticket(self._tickets.ticket(opened, _posted(kind, parsed(body))))
+                return _Ticket.of(self._tickets.ticket(opened, _posted(kind, parsed(body))))
 
             return await run_in_threadpool(answered)
 

@@ -26,7 +26,7 @@ from score_core.metadata.registry import Registry
 from score_core.model import StoredPart
 from score_core.repository.direct import DirectRepository
 from score_core.testing.memory import MemoryStore
-from score_core.testing.metadata import payload_of
+from score_core.testing.metadata import file_payload, payload_of
 from tests.server.conftest import TOKEN, Site, StartSite
 
 SOAKS = "SCORE_SOAK_EXAMPLES" in os.environ
@@ -34,6 +34,7 @@ EXAMPLES = int(os.environ.get("SCORE_SOAK_EXAMPLES", "3"))
 METHODS = ["get", "put", "post", "delete", "options", "patch", "trace"] if SOAKS else []  # where the document has none
 SEED = int(os.environ.get("SCORE_SOAK_SEED", "20240704"))
 STUDY = "TEST-CA"
+DATA = Path(__file__).resolve().parents[1] / "data"
 CHECKS = (
     "not_a_server_error",
     "status_code_conformance",
@@ -50,14 +51,19 @@ def furnished(start_site: StartSite, tmp_path: Path) -> Iterator[Site]:
     repository = DirectRepository(MemoryStore())
     with closing(Registry(tmp_path / "registry.sqlite3", repository=repository)) as registry:
         for state in ("UNPUBLISHED", "PUBLISHED", "SUPPRESSED"):
-            analysis = registry.submit(STUDY, payload_of(f"{state}.bam", f"{state}.bai"))
+            files = {f"{state}.bam": DATA / "range.bam", f"{state}.bai": DATA / "range.bam.bai", f"{state}.vcf.gz": DATA / "ex1.vcf.gz"}
+            analysis = registry.submit(STUDY, payload_of(*(_facts(name, path.read_bytes()) for name, path in files.items())))
             if state == "PUBLISHED":
                 for file in registry.analysis(STUDY, analysis).files:
-                    _store(repository, file.object_id, file.file_name.encode())
+                    _store(repository, file.object_id, files[file.file_name].read_bytes())
                 registry.publish(STUDY, analysis)
             if state == "SUPPRESSED":
                 registry.suppress(STUDY, analysis)
         yield start_site(repository, metadata=registry, song=registry)
+
+
+def _facts(name: str, data: bytes) -> dict[str, Any]:
+    return file_payload(name, fileSize=len(data), fileMd5sum=md5_hex(data))
 
 
 def _store(repository: DirectRepository, object_id: str, data: bytes) -> None:
@@ -77,6 +83,7 @@ def api(furnished: Site) -> Any:
         "object_id": sorted({entity.object_id for entity in entities}),
         "analysis_id": sorted({entity.analysis_id for entity in entities}),
         "study": [STUDY],
+        "access_id": ["https"],
     }
     for operations in document["paths"].values():
         for operation in operations.values():
