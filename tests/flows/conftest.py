@@ -1,11 +1,13 @@
 """One real Prefect server for all flow tests, and a site: a store behind a proxy that counts and breaks, with small parts."""
 
+import dataclasses
 import fcntl
 import os
 import tempfile
 import time
 import uuid
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -23,6 +25,7 @@ from score_core.session import open_engine
 from score_core.settings import load
 from score_core.stores.local import LocalStore
 from score_core.testing.faults import FaultProxy, is_get, is_put
+from score_core.transfer.engine import Engine
 
 with pytest.MonkeyPatch.context() as _patch:  # importing Prefect makes its home: not the developer's
     for _name in [_name for _name in os.environ if _name.startswith("PREFECT")]:
@@ -133,8 +136,15 @@ def site(tmp_path, monkeypatch, prefect_server, prefect_client):
         for name, value in settings.items():
             monkeypatch.setenv(f"SCORE_{name}", str(value))
         monkeypatch.setenv("SCORE_STORE", (tmp_path / "store").as_uri())
-        sessions.use_engine(None, closing.enter_context(open_engine(load())))
+        sessions.use_engine(None, closing.enter_context(quick_engine()))
         yield Site(tmp_path, proxy, prefect_server)
+
+
+@contextmanager
+def quick_engine() -> Iterator[Engine]:
+    """As the settings say, with pauses that take no time."""
+    with open_engine(load()) as engine:
+        yield dataclasses.replace(engine, policy=dataclasses.replace(engine.policy, base_s=0.001))
 
 
 def new_id() -> str:

@@ -22,7 +22,7 @@ from score_core.settings import load
 from score_core.testing.faults import Call, denied, moves_part, part
 from score_core.transfer.files import journal_path
 from tasks import sessions
-from tests.flows.conftest import PART_BYTES, new_id, same, task_runs
+from tests.flows.conftest import PART_BYTES, new_id, quick_engine, same, task_runs
 
 pytestmark = [pytest.mark.prefect, pytest.mark.xdist_group("flows")]
 
@@ -45,7 +45,7 @@ class Half:
 @pytest.fixture
 def site(site, monkeypatch):
     monkeypatch.setenv("SCORE_WORKERS", "1")
-    with open_engine(load()) as engine:
+    with quick_engine() as engine:
         sessions.use_engine(None, engine)
         yield site
 
@@ -110,12 +110,11 @@ def test_deleted_part_file_fetches_everything(site, half_downloaded):
     assert same(site.out / half.path.name, half.path)
 
 
-@pytest.mark.parametrize("count", [1, PART_BYTES])
-def test_damaged_range_is_fetched_again(site, half_downloaded, count):
+def test_damaged_range_is_fetched_again(site, half_downloaded):
     half = half_downloaded
     with part_file(site).open("r+b") as file:
         file.seek(place := (half.done[2] - 1) * PART_BYTES)
-        file.write(bytes(255 - value for value in half.path.read_bytes()[place : place + count]))
+        file.write(bytes([255 - half.path.read_bytes()[place]]))
 
     report = download(half.object_id, str(site.out))
 
@@ -147,10 +146,9 @@ def test_journal_without_its_last_line_fetches_that_part(site, half_downloaded):
     assert same(site.out / half.path.name, half.path)
 
 
-@pytest.mark.parametrize("damage", [b"garbage", b"", b'{"score_journal": 99}\n'])
-def test_damaged_journal_fetches_everything(site, half_downloaded, damage):
+def test_damaged_journal_fetches_everything(site, half_downloaded):
     half = half_downloaded
-    journal_path(site.out / half.path.name).write_bytes(damage)
+    journal_path(site.out / half.path.name).write_bytes(b"garbage")
 
     report = download(half.object_id, str(site.out))
 

@@ -128,7 +128,7 @@ def test_starter_killed_midway_leaves_one_server(home):
     assert ensure_server(home, say=lambda _: None).origin == "found"
 
 
-def test_background_start_overlaps(home, said):
+def test_background_start_overlaps_and_stop_ends_it(home, said):
     pending = start_in_background(home, say=said.append)
     assert said == []  # returned before the server was there
 
@@ -136,6 +136,9 @@ def test_background_start_overlaps(home, said):
 
     assert handle.origin == "started"
     assert [line.split(" at ")[0] for line in said] == ["Starting a local Prefect server ...", "Local Prefect server ready"]
+    assert stop(home)
+    assert not is_healthy(handle.url)
+    assert not stop(home)
 
 
 def test_stale_state_of_recycled_pid_is_ignored(home):
@@ -160,34 +163,21 @@ def test_unreadable_state_is_ignored(home, content):
 # Ending
 
 
-def test_stop_ends_the_server(home):
-    handle = ensure_server(home, say=lambda _: None)
-
-    assert stop(home)
-    assert not is_healthy(handle.url)
-    assert not stop(home)
-
-
 def test_idle_server_ends_and_killed_one_is_replaced(home):
+    """An open connection is not idle."""
     first = ensure_server(home, say=lambda _: None)
     os.kill(state_of(home)["pid"], signal.SIGKILL)
 
     second = ensure_server(home, options=ServerOptions(idle_exit_s=1.0), say=lambda _: None)
+    with socket.create_connection(("127.0.0.1", int(second.url.split(":")[2].split("/")[0]))):
+        assert second.origin == "started"
+        assert second.url != first.url or second.auth != first.auth
+        time.sleep(2.5)  # the subject of the test is time
+        assert running(home) is not None
 
-    assert second.origin == "started"
-    assert second.url != first.url or second.auth != first.auth
     room = Room.below(home)
     wait_until(lambda: room.live_state() is None)
     assert not room.state.exists()
-
-
-def test_open_connection_is_not_idle(home):
-    handle = ensure_server(home, options=ServerOptions(idle_exit_s=1.0), say=lambda _: None)
-    port = int(handle.url.split(":")[2].split("/")[0])
-
-    with socket.create_connection(("127.0.0.1", port)):
-        time.sleep(2.5)  # the subject of the test is time
-        assert running(home) is not None
 
 
 # What it offers
@@ -202,6 +192,23 @@ def test_api_needs_the_password(shared_home):
 
     assert httpx.post(f"{handle.url}/flows/count", json={}).status_code == 401
     assert httpx.post(f"{handle.url}/flows/count", json={}, auth=(user, password)).status_code == 200
+
+
+@pytest.mark.xfail(reason="the listener of flows.server_process lacks TCP_NODELAY, so most answers on a kept connection take 45 ms more")
+def test_answers_leave_at_once(shared_home):
+    """Without TCP_NODELAY each answer on a kept connection waits 40 ms for a delayed ACK."""
+    import httpx
+
+    handle = ensure_server(shared_home, say=lambda _: None)
+    assert handle.auth is not None
+    user, password = handle.auth.split(":")
+    took = []
+    with httpx.Client(auth=(user, password)) as http:
+        for _ in range(21):
+            began = time.monotonic()
+            http.post(f"{handle.url}/flows/count", json={})
+            took.append(time.monotonic() - began)
+    assert sorted(took)[5] < 0.035
 
 
 def test_password_is_private(shared_home):

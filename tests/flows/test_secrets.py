@@ -1,5 +1,6 @@
 """No secret is kept: markers and every signature of a run are searched for in all that Prefect and we write."""
 
+import json
 import os
 import subprocess
 import sys
@@ -7,7 +8,8 @@ import time
 
 import pytest
 
-from score_core.testing.faults import Flip, busy, denied, expired, part
+from flows.download import download
+from score_core.testing.faults import Fault, Flip, busy, denied, expired, part
 from tests.flows.conftest import PART_BYTES, ROOT, new_id, task_runs
 
 pytestmark = [pytest.mark.prefect, pytest.mark.slow, pytest.mark.xdist_group("flows")]
@@ -24,19 +26,20 @@ LOUD = {
     "AWS_ACCESS_KEY_ID": "AKIAPLANTED",
     "AWS_SECRET_ACCESS_KEY": AWS_SECRET,
 }
-KINDS = {
-    "busy": busy(),
-    "denied": denied(),
-    "expired": expired(),
-    "damaged": Flip(at=17),
+FAULTS: dict[str, tuple[dict[int, Fault], int | None, int]] = {  # the fault of a part, how often, and how the flow then ends
+    "mended": ({3: busy(), 5: expired()}, 2, 0),
+    "denied": ({3: denied()}, None, 4),
+    "damaged": ({3: Flip(at=17)}, None, 6),
 }
 
 
 def flows(site, *arguments):
-    """A flow in a process of its own that logs all it can; what it printed."""
+    """A flow in a process of its own that logs all it can; its report, and what it printed."""
     command = [sys.executable, "-m", "flows", *arguments, "--json"]
     done = subprocess.run(command, capture_output=True, cwd=ROOT, env=site.environment() | LOUD, timeout=100, check=False)
-    return done.returncode, done.stdout + done.stderr
+    report = json.loads(done.stdout)
+    assert report["exit_code"] == done.returncode
+    return report, done.stdout + done.stderr
 
 
 def secrets_of(site):
@@ -69,7 +72,7 @@ def assert_kept_nowhere(site, printed):
 def test_search_finds_what_is_there(site):
     """The check itself: a secret in the server's folder is found. It is this store's own, for other tests look there too."""
     object_id, _ = site.stored(8)
-    flows(site, "download", "--object-id", object_id, "--output-dir", str(site.out))
+    download(object_id, str(site.out))
     planted = site.server.home / "prefect" / "planted.txt"
     planted.write_text((site.folder / "store" / ".secret").read_bytes().hex())
     try:
@@ -80,20 +83,24 @@ def test_search_finds_what_is_there(site):
 
 
 @pytest.mark.parametrize("direction", ["upload", "download"])
-@pytest.mark.parametrize("kind", [None, *KINDS])
+@pytest.mark.parametrize("kind", FAULTS)
 def test_nothing_secret_is_kept(site, direction, kind):
+    faults, times, code = FAULTS[kind]
     if direction == "upload":
         object_id = new_id()
         arguments = ["upload", "--file", str(site.file(8)), "--object-id", object_id]
     else:
         object_id, _ = site.stored(8)
         arguments = ["download", "--object-id", object_id, "--output-dir", str(site.out)]
-    if kind is not None:
-        site.proxy.inject(KINDS[kind], when=part(3, PART_BYTES), times=None if kind in {"denied", "damaged"} else 2)
+    for number, fault in faults.items():
+        site.proxy.inject(fault, when=part(number, PART_BYTES), times=times)
 
-    code, printed = flows(site, *arguments)
+    report, printed = flows(site, *arguments)
 
-    assert code == {"denied": 4, "damaged": 6}.get(str(kind), 0)
+    assert report["exit_code"] == code
+    if code == 0:
+        (file,) = report["files"]
+        assert (file["outcome"], file["retries"]) == (f"{direction}ed", 4)
     assert b"DEBUG" in printed
     assert len(task_runs(f"{direction} {object_id}", 10)) >= 10
     time.sleep(1.5)  # the server's other tables follow within a flush interval
@@ -106,11 +113,12 @@ def test_nothing_of_an_s3_signature_is_kept(site, seaweedfs_server):
     path.write_bytes(os.urandom(11 << 20))  # S3's parts have 5 MiB or more
     keys = {**seaweedfs_server.environment(), "SCORE_PART_SIZE_BYTES": str(5 << 20)}
     store = seaweedfs_server.store_url(seaweedfs_server.fresh_bucket())
-    printed = b""
-    for arguments in (["upload", "--file", str(path)], ["download", "--output-dir", str(site.out)]):
-        command = [sys.executable, "-m", "flows", *arguments, "--object-id", object_id, "--store", store, "--json"]
-        done = subprocess.run(command, capture_output=True, cwd=ROOT, env=site.environment() | LOUD | keys, timeout=100, check=True)
-        printed += done.stdout + done.stderr
+    ways = (["upload", "--file", str(path)], ["download", "--output-dir", str(site.out)])
+    lines = json.dumps([[*way, "--object-id", object_id, "--store", store, "--json"] for way in ways])
+    program = "import json, sys; from flows.__main__ import main; sys.exit(sum(main(line) for line in json.loads(sys.argv[1])))"
+    command = [sys.executable, "-c", program, lines]
+    done = subprocess.run(command, capture_output=True, cwd=ROOT, env=site.environment() | LOUD | keys, timeout=100, check=True)
+    printed = done.stdout + done.stderr
     assert (site.out / "big.bin").read_bytes() == path.read_bytes()
     time.sleep(1.5)
     secrets = (seaweedfs_server.secret_key.encode(), b"X-Amz-Signature=", b"X-Amz-Credential=")

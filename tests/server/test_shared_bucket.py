@@ -52,6 +52,7 @@ from tests.server.conftest import PART_BYTES, TOKEN, Stage, remote
 from tests.server.java_client import Call, Ended, Failed, JavaClient, Killed
 
 ROOT: Final = Path(__file__).parents[2]
+pytestmark = pytest.mark.xdist_group("shared-bucket")  # its servers take 5 s to start
 Json = dict[str, Any]
 Run = Callable[[str], Ended | TransferReport]
 
