@@ -92,7 +92,10 @@ def root_help() -> str:
 
 def _run(argv: list[str]) -> tuple[int, bool]:
     if not COMMANDS.keys() & set(argv) and ({"--help", "-h"} & set(argv) or argv[-1:] == ["help"]):
-        print(root_help())
+        try:
+            print(root_help(), flush=True)
+        except BrokenPipeError:
+            return _nobody_reads_on(), False
         return 0, False
     if not argv:
         print(root_help(), file=sys.stderr)
@@ -107,6 +110,12 @@ def _run(argv: list[str]) -> tuple[int, bool]:
             stack.enter_context(redirect_stdout(nowhere))
             stack.enter_context(redirect_stderr(nowhere))
         return _Run(argv, stop, signals).guarded(), stop.is_set()
+
+
+def _nobody_reads_on() -> int:
+    """Python flushes stdout once more at its end: into nothing, so that it does not complain."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    return OTHER_CODE
 
 
 def _help_as_option(argv: list[str]) -> list[str]:
@@ -137,9 +146,7 @@ class _Run:
             with listening_to_logs(debug="--debug" in self._argv):
                 return self._show(self._result())
         except BrokenPipeError:
-            # Nobody reads on. Python flushes stdout once more at its end: into nothing, so that it does not complain.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-            return OTHER_CODE
+            return _nobody_reads_on()
 
     def _result(self) -> Result | None:
         from score_core.cli.output import Result, redacted_traceback, say

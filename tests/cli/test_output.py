@@ -25,6 +25,15 @@ def test_help_names_every_command(score: Score) -> None:
     assert all(f"  {name} " in ran.out for name in COMMANDS)
 
 
+def test_help_that_nobody_reads_on_is_quiet() -> None:
+    command = [sys.executable, "-c", "import sys; from score_core.cli.app import main; sys.stdin.read(); sys.exit(main(['--help']))"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.close()
+        _, err = process.communicate(b"", timeout=20)
+    assert err == b""
+
+
 @pytest.mark.parametrize("command", [name for name in COMMANDS if name != "config"])
 def test_help_of_a_command_has_an_example(score: Score, command: str) -> None:
     ran = score(command, "--help")
