@@ -17,6 +17,10 @@ settings.register_profile("suite", deadline=None)  # a busy machine is no fault
 settings.load_profile("suite")
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "xdist_group(name): runs in one process with others of that name; known without xdist, too")
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Names the group of a test in its id, and puts the longest group first: what comes last should be short, or one process waits.
