@@ -26,7 +26,7 @@ from score_core.slicing.base import Chunk, Contigs, Index, Interval, file_offset
 from score_core.slicing.files import DataFile, Fetching, LocalFile
 from score_core.slicing.formats import check_index, check_probe, contigs_of, header_blocks, probe, read_header
 from score_core.slicing.index import read_index
-from score_core.slicing.output import AlignmentWriter, OutputFormat, Place, VariantWriter, checked_format, writing
+from score_core.slicing.output import AlignmentWriter, OutputFormat, Place, VariantWriter, checked_format, is_indexable, writing
 from score_core.slicing.plan import SlicePlan, Span, Window, plan_slice
 from score_core.slicing.references import References
 from score_core.slicing.regions import Query, parse_regions, read_bed
@@ -146,6 +146,9 @@ class _Job:
         self._have = 0
         self._header = read_header(self._read, data.size, name=data.name)
         self._format = checked_format(form.format, self._header)
+        if form.index and not is_indexable(self._format):
+            better = "vcf.gz or bcf" if self._header.is_variants else "bam or cram"
+            raise ConfigurationError(f"There is no index of {self._format} output: write {better}, or leave the index out")
         self._place = place(self._format)
         self._records = 0
         self._index_name = ""
