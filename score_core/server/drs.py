@@ -188,6 +188,7 @@ class DrsRoutes:
         except Refusal as refusal:
             if refusal.status != 404 or self._gate.metadata is None:
                 raise
+            budget.check()
             analysis = self._analysis(self._gate.metadata, object_id, else_raise=refusal)
         else:
             return self._blob(opened, face)
@@ -255,10 +256,9 @@ class DrsRoutes:
     # Many
 
     async def bulk(self, request: Request, expand: Expand = False) -> Response:  # noqa: ARG002
-        """Many objects. What cannot be told is listed by the status that it would have had alone."""
+        """Many objects, each once. What cannot be told is listed by the status that it would have had alone."""
         await run_in_threadpool(self._gate.caller, request)
-        ids = _texts(await _body(request), "bulk_object_ids")
-        _check_count(len(ids))
+        ids = _distinct(_texts(await _body(request), "bulk_object_ids"))
         return await run_in_threadpool(self._bulk, request, ids)
 
     def _bulk(self, request: Request, ids: Sequence[str]) -> Response:
@@ -269,8 +269,7 @@ class DrsRoutes:
     async def bulk_access(self, request: Request) -> Response:
         """Signed URLs of many objects."""
         await run_in_threadpool(self._gate.caller, request)
-        pairs = _pairs(await _body(request))
-        _check_count(len(pairs))
+        pairs = _distinct(_pairs(await _body(request)))
         return await run_in_threadpool(self._bulk_access, request, pairs)
 
     def _bulk_access(self, request: Request, pairs: Sequence[tuple[str, str]]) -> Response:
@@ -300,10 +299,19 @@ class _Budget:
         self._lock = threading.Lock()
 
     def take(self, count: int) -> None:
+        """Once it was not enough, nothing is left: else many bundles would be read to be refused."""
         with self._lock:
-            if count > self.left:
-                raise Refusal(413, f"One answer holds at most {_MAX_CONTENTS:,} files of bundles; ask for fewer", code="too-large")
             self.left -= count
+            self._check()
+
+    def check(self) -> None:
+        """Before a bundle is read. Raises a `Refusal` if no more can be had."""
+        with self._lock:
+            self._check()
+
+    def _check(self) -> None:
+        if self.left < 0:
+            raise Refusal(413, f"One answer holds at most {_MAX_CONTENTS:,} files of bundles; ask for fewer", code="too-large")
 
 
 def service_info(options: Ga4ghOptions, request: Request, artifact: str, version: str, name: str) -> dict[str, Any]:
@@ -390,11 +398,13 @@ def _pairs(body: Mapping[str, Any]) -> list[tuple[str, str]]:
     return pairs
 
 
-def _check_count(count: int) -> None:
-    if count == 0:
+def _distinct(asked: Sequence[_T]) -> list[_T]:
+    """Each once: a bundle that is asked for 500 times would be an answer of gigabytes."""
+    if not asked:
         raise _wrong("There is no id in the request")
-    if count > MAX_BULK:
-        raise Refusal(413, f"One request may ask for at most {MAX_BULK} ids, not {count}", code="too-large")
+    if len(asked) > MAX_BULK:
+        raise Refusal(413, f"One request may ask for at most {MAX_BULK} ids, not {len(asked)}", code="too-large")
+    return list(dict.fromkeys(asked))
 
 
 def _summary(ids: Sequence[str], found: Sequence[dict[str, Any] | Refusal]) -> dict[str, Any]:

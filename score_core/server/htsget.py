@@ -64,7 +64,7 @@ def _body_schema(kind: Kind) -> dict[str, Any]:
     properties = {
         "format": {"type": ["string", "null"], "enum": [*_FORMATS[kind], None]},
         "class": {"type": ["string", "null"], "enum": ["header", None]},
-        **dict.fromkeys(("fields", "tags", "notags"), {**_TEXTS, "type": ["array", "null"]}),
+        **{name: {**_TEXTS, "type": ["array", "null"]} for name in ("fields", "tags", "notags")},
         "regions": {
             "type": ["array", "null"],
             "minItems": 1,
