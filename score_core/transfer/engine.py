@@ -328,7 +328,7 @@ class Tries:
         tries = self._kinds.total()
         if isinstance(error, IntegrityError):
             error.at(f"Gave up after {tries} tries")
-        elif not isinstance(error, Interrupted):
+        elif not isinstance(error, Interrupted) and self._session.object_id not in str(error):
             error.at(f"Part {self._part.number} of object {self._session.object_id}" + (f" after {tries} tries" if tries > 1 else ""))
 
 
