@@ -13,7 +13,7 @@ from itertools import pairwise
 from typing import Any, Final, Literal, NamedTuple
 
 from score_core.errors import ConfigurationError, FormatError
-from score_core.metadata.base import Entity
+from score_core.metadata.base import Entity, indexes_of
 from score_core.model import ByteRange, ObjectSpec
 from score_core.server.errors import Refusal
 from score_core.server.kept import Kept
@@ -189,10 +189,7 @@ class Tickets:
         suffixes = _INDEXES[header.format]
         if any((contig.length or 0) > _MAX_BAI_POSITION for contig in header.contigs.contigs):
             suffixes = suffixes[::-1]
-        name = entity.file_name.lower()
-        names = [stem + suffix for suffix in suffixes for stem in (name, name.rpartition(".")[0])]
-        siblings = {sibling.file_name.lower(): sibling for sibling in metadata.entities(analysis_id=entity.analysis_id)}
-        return [siblings[wanted] for wanted in names if wanted in siblings]
+        return indexes_of(entity, list(metadata.entities(analysis_id=entity.analysis_id)), suffixes)
 
     def _read_index(self, data: ObjectSpec, header: Header, spec: ObjectSpec, name: str) -> _Known:
         if spec.size > _MAX_INDEX_BYTES:
@@ -202,7 +199,7 @@ class Tickets:
         check_index(header, index, data.size, name=name)
         place = probe(header, index, data.size)
         if place is not None:
-            check_probe(self._reader(data)(place.offset, place.size), name=name)
+            check_probe(header, index, self._reader(data)(place.offset, place.size), data.size, name=name)
         return _Known(index, len(content) * _INDEX_GROWTH)
 
 
