@@ -1,4 +1,4 @@
-"""`python -m flows upload|download|batch|demo|server ...`: a flow now, without a deployment."""
+"""`python -m flows upload|download|batch|view|demo|server ...`: a flow now, without a deployment."""
 
 from __future__ import annotations
 
@@ -124,7 +124,33 @@ def _batch(given: argparse.Namespace) -> list[dict[str, Any]]:
     )
 
 
-_FLOWS: Final[dict[str, Callable[[argparse.Namespace], Any]]] = {"upload": _upload, "download": _download, "batch": _batch}
+def _view(given: argparse.Namespace) -> list[dict[str, Any]]:
+    from flows.driving import threads
+    from flows.view import view
+    from score_core.settings import load
+
+    return view.with_options(task_runner=threads(load().transfer.files_at_once))(
+        str(Path(given.output_dir).absolute()),
+        given.object_id,
+        manifest=given.manifest,
+        study_id=given.study_id,
+        analysis_id=given.analysis_id,
+        index_object_id=given.index_object_id,
+        regions=given.query,
+        bed=given.bed_query,
+        contained=given.contained,
+        skip_unknown=given.skip_unknown,
+        header_only=given.header_only,
+        output_format=given.output_format,
+        original_header=given.output_original_header,
+        output_index=given.output_index,
+        reference_file=given.reference_file,
+        max_bytes=given.max_bytes,
+        store=given.store,
+    )
+
+
+_FLOWS: Final[dict[str, Callable[[argparse.Namespace], Any]]] = {"upload": _upload, "download": _download, "batch": _batch, "view": _view}
 
 
 def _told(given: argparse.Namespace, reports: list[dict[str, Any]], error: str | None, code: int) -> int:
@@ -142,10 +168,18 @@ def _told(given: argparse.Namespace, reports: list[dict[str, Any]], error: str |
 def _line(report: dict[str, Any]) -> str:
     if report["error"]:
         return f"failed       {report['path']}: {report['error']}"
+    if "records" in report:
+        return _slice_line(report)
     rate = report["bytes_moved"] / 1e6 / report["seconds"] if report["seconds"] else 0.0
     kept = f", {report['parts_kept']} of {report['parts']} parts kept from an earlier run" if report["parts_kept"] else ""
     moved = f", {report['bytes_moved']:,} bytes moved in {report['seconds']:.1f} s ({rate:.0f} MB/s)" if report["bytes_moved"] else ""
     return f"{report['outcome']:12} {report['path']} ({report['size']:,} bytes, MD5 {report['md5'] or 'not verified'}{moved}{kept})"
+
+
+def _slice_line(report: dict[str, Any]) -> str:
+    fetched = f", {report['bytes_moved']:,} of {report['size']:,} bytes fetched in {report['seconds']:.1f} s" if report["requests"] else ""
+    skipped = f", {len(report['skipped_contigs'])} unknown contigs left out" if report["skipped_contigs"] else ""
+    return f"{report['outcome']:12} {report['path']} ({report['records']:,} records{fetched}{skipped})"
 
 
 @contextlib.contextmanager
@@ -197,11 +231,12 @@ def _parser() -> argparse.ArgumentParser:
         epilog="Run the same command again after any interruption: parts that are done are not moved again.",
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    common = argparse.ArgumentParser(add_help=False)
+    where = argparse.ArgumentParser(add_help=False)
     places = "s3://bucket[/prefix][?endpoint=URL], file:///folder, or a Score server's https://...; by default what the settings say"
-    common.add_argument("--store", "--url", help=places)
+    where.add_argument("--store", "--url", help=places)
+    where.add_argument("--json", action="store_true", help="print the reports as one JSON document")
+    common = argparse.ArgumentParser(add_help=False, parents=[where])
     common.add_argument("--force", action="store_true", help="replace what is there already")
-    common.add_argument("--json", action="store_true", help="print the reports as one JSON document")
     validate = argparse.ArgumentParser(add_help=False)
     validate.add_argument("--validate", default="auto", choices=["auto", "parts", "whole", "both", "off"], help="how the bytes are proven")
     upload = commands.add_parser("upload", parents=[common], help="upload one file, a task run per part")
@@ -222,12 +257,43 @@ def _parser() -> argparse.ArgumentParser:
     batch.add_argument("--direction", required=True, choices=["upload", "download"])
     batch.add_argument("--output-dir", help="for downloads: where the files go")
     batch.add_argument("--output-layout", default="filename", choices=["filename", "bundle", "id"])
+    _add_view(commands.add_parser("view", parents=[where], help="cut regions out of objects, a task run and a file per object"))
     demo = commands.add_parser("demo", help="upload, kill, resume, download and verify real files, and show what happened")
     demo.add_argument("--dir", help="where to work; by default a folder that is removed at the end")
     demo.add_argument("--server", action="store_true", help="through a Score server, over HTTP with a token: register and publish, too")
     server = commands.add_parser("server", help="start, stop or look at the local Prefect server", add_help=False)
     server.add_argument("rest", nargs=argparse.REMAINDER)
     return parser
+
+
+def _add_view(view: argparse.ArgumentParser) -> None:
+    """The options of `score view`, for many objects."""
+    view.add_argument("--object-id", nargs="+", action="extend", help="the objects to read from")
+    view.add_argument("--manifest", help="download manifest (11 columns) of the objects instead")
+    view.add_argument("--study-id", help="or all reads and variants of an analysis of this study")
+    view.add_argument("--analysis-id", help="which analysis")
+    view.add_argument("--index-object-id", help="the object of the index, for one object of which the metadata know none")
+    view.add_argument("--query", nargs="+", action="extend", help="regions as samtools takes them: chr1, chr1:1,000-2,000, * and .")
+    view.add_argument("--bed-query", help="the regions of a BED file instead")
+    view.add_argument("--contained", action="store_true", help="only what lies wholly within the regions")
+    view.add_argument("--skip-unknown", action="store_true", help="leave out contigs of the BED file that the data do not have")
+    view.add_argument("--header-only", action="store_true", help="the header, and no records")
+    view.add_argument("--output-dir", required=True, help="the folder that the files go to")
+    view.add_argument("--output-format", help="sam, bam or cram; for variants vcf, vcf.gz or bcf; text by default")
+    view.add_argument("--output-original-header", action="store_true", help="the header as it is in the data")
+    view.add_argument("--output-index", action="store_true", help="write an index beside each file")
+    view.add_argument("--reference-file", help="the FASTA file (with .fai) of CRAM files that need one")
+    view.add_argument("--max-bytes", type=_size, help="an object of which more would have to be fetched fails; such as 500M")
+
+
+def _size(text: str) -> int:
+    """A number of bytes as `score view --max-bytes` takes it."""
+    from score_core.cli.view import _SIZE, _UNITS
+
+    found = _SIZE.fullmatch(text.strip())
+    if found is None:
+        raise argparse.ArgumentTypeError(f"must be a number of bytes such as 500M or 2G, got {text[:40]!r}")
+    return int(float(found[1]) * _UNITS[found[2].upper()])
 
 
 if __name__ == "__main__":

@@ -70,7 +70,7 @@ def batch(
     Raises:
         BatchError: some files failed; all others are done.
     """
-    with _stopping_files_too():
+    with stopping_files_too():
         if direction == "upload":
             if manifest is None:
                 raise ConfigurationError("An upload batch needs a manifest")
@@ -82,11 +82,11 @@ def batch(
             items = _wanted(manifest, study_id, analysis_id, store, index=index)
             reports = _download_all(items, options, store, large_bytes)
     _show(reports)
-    return _all_done(reports)
+    return all_done(reports)
 
 
 @contextmanager
-def _stopping_files_too() -> Iterator[None]:
+def stopping_files_too() -> Iterator[None]:
     """Stops the files under way when the flow is cancelled or interrupted: Prefect would wait for their ends."""
     try:
         yield
@@ -119,9 +119,9 @@ def _upload_all(items: list[UploadItem], *, force: bool, store: str | None, larg
     futures = upload_file.map(store=unmapped(store), item=small, record=known, force=unmapped(force))
     runs = dict(zip(small, futures, strict=True))
     return [
-        _outcome(item.object_id, str(item.path), runs[item].result)
+        outcome(item.object_id, str(item.path), runs[item].result)
         if item in runs
-        else _outcome(item.object_id, str(item.path), partial(upload, str(item.path), item.object_id, item.md5, force=force, store=store))
+        else outcome(item.object_id, str(item.path), partial(upload, str(item.path), item.object_id, item.md5, force=force, store=store))
         for item in items
     ]
 
@@ -131,7 +131,7 @@ def _download_all(items: list[DownloadItem], options: DownloadOptions, store: st
     futures = download_file.map(store=unmapped(store), item=small, options=unmapped(options))
     runs = dict(zip(small, futures, strict=True))
     return [
-        _outcome(item.object_id, _path(item, options), runs[item].result if item in runs else _subflow(item, options, store))
+        outcome(item.object_id, _path(item, options), runs[item].result if item in runs else _subflow(item, options, store))
         for item in items
     ]
 
@@ -159,10 +159,10 @@ def _subflow(item: DownloadItem, options: DownloadOptions, store: str | None) ->
     )
 
 
-def _outcome(object_id: str, path: str, finish: Callable[[], dict[str, Any]]) -> TransferReport:
+def outcome(object_id: str, path: str, finish: Callable[[], dict[str, Any]], kind: type[TransferReport] = TransferReport) -> TransferReport:
     """The report of one file, also of one that failed; only a stop of the whole batch gets through."""
     try:
-        return TransferReport(**finish())
+        return kind(**finish())
     except Interrupted:
         raise
     except ScoreError as error:
@@ -195,7 +195,8 @@ def _show(reports: list[TransferReport]) -> None:
     create_table_artifact(table=rows, key="batch-receipts", description=f"{len(reports)} files")
 
 
-def _all_done(reports: list[TransferReport]) -> list[dict[str, Any]]:
+def all_done(reports: list[TransferReport]) -> list[dict[str, Any]]:
+    """The fields of all reports. Raises `BatchError` if some files failed."""
     bad = [report for report in reports if report.outcome == "failed"]
     if bad:
         raise BatchError(f"{len(bad)} of {len(reports)} files failed, first {bad[0].path}: {bad[0].error}", reports)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from score_core.settings import load
 from tasks.options import KEPT_FOR, cache_folders
+from tasks.slicing import slices_name
 
 
 def results_folder() -> Path:
@@ -16,12 +17,23 @@ def results_folder() -> Path:
 
     Receipts of transfers that nobody took up again are removed once they have expired.
     """
-    folder = load().data_dir / "prefect" / "results"
+    return _without_expired(load().data_dir / "prefect" / "results")
+
+
+def slice_results_folder(output_dir: str) -> Path:
+    """The folder of cached results of slices that go to `output_dir`, made if missing; those of failed ones have random names."""
+    return _without_expired(results_folder() / slices_name(output_dir))
+
+
+def _without_expired(folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     for entry in folder.iterdir():
         with suppress(FileNotFoundError):  # its own transfer was faster
             if time.time() - entry.stat().st_mtime > KEPT_FOR.total_seconds():
-                shutil.rmtree(entry, ignore_errors=True)
+                if entry.is_dir():
+                    shutil.rmtree(entry, ignore_errors=True)
+                else:
+                    entry.unlink()
     return folder
 
 
