@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,6 +16,7 @@ import pytest
 from prefect.flows import load_flow_from_entrypoint
 
 import tests.flows.test_secrets as secrets_search
+from flows.results import slice_results_folder
 from flows.view import view
 from score_core import operations
 from score_core.errors import BatchError, ChangedError, ConfigurationError, FormatError, LocalFileError, ObjectNotFound, TransientError
@@ -68,7 +70,7 @@ class Shelf:
         for name in names:
             ids.append(self._store(name.rstrip("+")))
             if name.endswith("+"):
-                self._store(next(path.name for path in DATA.glob(f"{name.rstrip('+')}.*")))
+                self._store(min(path.name for path in DATA.glob(f"{name.rstrip('+')}.*")))
         self.site.proxy.forget()
         return ids
 
@@ -226,6 +228,16 @@ def test_cache_key_holds_all_that_makes_a_difference():
     assert len({key(item, options), *others}) == 1 + len(others)
     assert key(item, options) == key(item, dataclasses.replace(options, max_bytes=None))
     assert key(dataclasses.replace(item, version=None), options) is None
+
+
+def test_old_results_go(tmp_path, monkeypatch):
+    monkeypatch.setenv("SCORE_DATA_DIR", str(tmp_path))
+    folder = slice_results_folder("/out")
+    for name, age_days in (("slice-new", 29), ("slice-old", 31)):
+        (folder / name).touch()
+        os.utime(folder / name, (time.time() - age_days * 86_400,) * 2)
+
+    assert [path.name for path in slice_results_folder("/out").iterdir()] == ["slice-new"]
 
 
 # Failures
