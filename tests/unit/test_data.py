@@ -35,7 +35,7 @@ def test_every_file_is_listed() -> None:
 
 def test_every_index_has_its_file() -> None:
     names = {row.name for row in table()}
-    indexes = {name for name in names if name.endswith((".bai", ".crai", ".csi", ".tbi"))}
+    indexes = {name for name in names if name.endswith((".bai", ".crai", ".csi", ".tbi", ".fai", ".gzi"))}
     assert {Path(name).stem for name in indexes} == names - indexes
 
 
