@@ -13,9 +13,12 @@ from pathlib import Path
 from typing import IO, Any, Final, Literal, Self
 
 import pysam
+import pysam.bcftools
+import pysam.utils
 
 from score_core import __version__
-from score_core.errors import ConfigurationError, LocalFileError
+from score_core.errors import ConfigurationError, FormatError, LocalFileError
+from score_core.slicing import bgzf
 from score_core.slicing.base import Contigs, file_offset
 from score_core.slicing.formats import Header, read_header
 from score_core.transfer.files import explained
@@ -23,7 +26,7 @@ from score_core.transfer.files import explained
 OutputFormat = Literal["sam", "bam", "cram", "vcf", "vcf.gz", "bcf"]
 ALIGNMENTS: Final = ("sam", "bam", "cram")
 VARIANTS: Final = ("vcf", "vcf.gz", "bcf")
-_MODES: Final = {"sam": "w", "bam": "wb", "cram": "wc", "vcf": "w", "vcf.gz": "wz", "bcf": "wb"}
+_MODES: Final = {"sam": "w", "bam": "wb", "cram": "wc"}
 _CRAM_VERSION: Final = b"version=3.0"  # what every reader of the last ten years reads
 _BAM_LEVEL: Final = b"level=5"  # a third less time than the usual 6 of zlib, and 4 % more bytes
 _MAX_NAME: Final = 128  # the Java client's (protocol section 17.2)
@@ -121,6 +124,7 @@ class Place:
     def __init__(self, target: Path | IO[bytes], folder: Path) -> None:
         self._target = target
         self._scratch: list[Path] = []
+        self._opened: list[IO[bytes]] = []
         self._folder = folder
         if isinstance(target, Path):
             self._folder = target.parent
@@ -136,13 +140,19 @@ class Place:
         self._scratch.append(self._folder / f".score-{secrets.token_hex(6)}.part")
         return self._scratch[-1]
 
+    def opened(self, path: Path) -> IO[bytes]:
+        """The file at a path, new, and closed with the place at the latest."""
+        self._opened.append(path.open("wb"))
+        return self._opened[-1]
+
     def stream(self) -> IO[bytes] | None:
         """The stream as a file with a descriptor of its own, to be written to directly; None for a path."""
         if isinstance(self._target, Path):
             return None
         try:
             self._target.flush()
-            return os.fdopen(os.dup(self._target.fileno()), "wb")
+            self._opened.append(os.fdopen(os.dup(self._target.fileno()), "wb"))
+            return self._opened[-1]
         except OSError:  # one in memory
             return None
 
@@ -175,6 +185,9 @@ class Place:
         return self
 
     def __exit__(self, *exc: object) -> None:
+        for file in self._opened:
+            with suppress(OSError):
+                file.close()
         for path in self._scratch:
             for left in (path, *path.parent.glob(f"{path.name}.*")):
                 with suppress(OSError):
@@ -323,7 +336,11 @@ def _is_long(contigs: Contigs) -> bool:
 
 
 class VariantWriter:
-    """Writes pysam's variants behind the header that they had."""
+    """Writes pysam's variants, as text, behind the header that they had; BCF is made of that in the end.
+
+    pysam's own writer changes records: it adds END to those with symbolic alleles, as all of a gVCF have, takes it from others, and fails
+    on what no line of the header declares.
+    """
 
     unseen_groups: Final[set[str]] = set()
 
@@ -331,24 +348,73 @@ class VariantWriter:
         self._header = header
         self._form = form
         self._place = place
-        direct = self._direct = place.stream()
-        self._body = None if direct is not None else place.scratch()
+        self._body: Path | None = None
+        as_it_was = header.format == "VCF" and form != "bcf"
         with writing(place):
-            self._file = pysam.VariantFile(direct or str(self._body), _MODES[form], header=like)
-        self.write = self._file.write
+            self._file = self._opened()
+            self._packed = _Packed(self._file) if form == "vcf.gz" else None
+            self._write = (self._packed or self._file).write
+            self._write(header.text if as_it_was else str(like).encode())
+
+    def _opened(self) -> IO[bytes]:
+        direct = None if self._form == "bcf" else self._place.stream()
+        if direct is not None:
+            return direct
+        self._body = self._place.scratch()
+        return self._place.opened(self._body)
+
+    def write(self, record: pysam.VariantRecord) -> None:
+        try:
+            self._write(str(record).encode())
+        except UnicodeDecodeError:
+            raise FormatError(f"The variant at {record.chrom}:{record.pos} is damaged, or not in UTF-8, as VCF must be") from None
 
     def finish(self, *, index: bool = False) -> None:
         """Completes the output and publishes it, with `index` after its index."""
         with writing(self._place):
+            if self._packed is not None:
+                self._packed.finish()
             self._file.close()
-            if self._direct is not None:
-                self._direct.close()
             if self._body is None:
                 return
-            indexed = _index_variants(self._body, self._form, self._header.contigs) if index else None
-        self._place.publish(self._body)
+            body = _as_bcf(self._body, self._place.scratch()) if self._form == "bcf" else self._body
+            indexed = _index_variants(body, self._form, self._header.contigs) if index else None
+        self._place.publish(body)
         if indexed is not None:
             self._place.publish_beside(*indexed)
+
+
+class _Packed:
+    """What is written goes on as BGZF."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self._pending = bytearray()
+
+    def write(self, data: bytes) -> None:
+        self._pending += data
+        if len(self._pending) >= _COPY_BYTES:
+            self._flush()
+
+    def finish(self) -> None:
+        self._flush()
+        self._file.write(bgzf.EOF_MARKER)
+
+    def _flush(self) -> None:
+        self._file.write(bgzf.compress(bytes(self._pending)))
+        self._pending.clear()
+
+
+def _as_bcf(text: Path, whole: Path) -> Path:
+    """Raises `ConfigurationError` for variants that use what their header does not declare: in BCF, that has no number."""
+    try:
+        pysam.bcftools.view("--no-version", "-Ob", "-o", str(whole), str(text), catch_stdout=False)
+    except pysam.utils.SamtoolsError:
+        raise ConfigurationError(
+            "The variants cannot be written as bcf: they use contigs, filters or fields that their header does not declare, or the disk is "
+            "full; write them as vcf.gz"
+        ) from None
+    return whole
 
 
 def _index_variants(path: Path, form: OutputFormat, contigs: Contigs) -> tuple[Path, str]:
