@@ -11,9 +11,11 @@ from typing import Final
 import pysam
 
 from score_core.errors import ConfigurationError, FormatError, LocalFileError
-from score_core.slicing.base import Contig
+from score_core.slicing import cram
+from score_core.slicing.base import Contig, Contigs
 from score_core.transfer.files import explained
 
+_HEAD_BYTES: Final = 64 << 10  # of a container, with its landmarks
 _DEFAULT_CACHE: Final = "~/.cache/hts-ref/%2s/%2s/%s"  # where samtools keeps it
 
 
@@ -31,7 +33,7 @@ class References:
         self._name = name
         self._caches = _local_patterns()
         self._lengths = {} if fasta is None else _lengths_of(fasta)
-        self._proven: set[str] = set()
+        self._proven: set[tuple[str, bool]] = set()
         os.environ["REF_PATH"] = ":".join(pattern.replace(":", "::") for pattern in self._caches) or os.devnull
         os.environ.pop("REF_CACHE", None)  # htslib would write there, too
 
@@ -40,7 +42,7 @@ class References:
 
         htslib compares those of most CRAM files itself, slice by slice; not those of slices with reads of several contigs.
         """
-        if contig.name in self._proven:
+        if (contig.name, exactly) in self._proven:
             return
         if self.fasta is None:
             if contig.md5 is None or not self._is_cached(contig.md5):
@@ -50,7 +52,16 @@ class References:
                 )
         else:
             self._check_fasta(self.fasta, contig, exactly=exactly)
-        self._proven.add(contig.name)
+        self._proven.add((contig.name, exactly))
+
+    def require_any(self, contigs: Contigs) -> None:
+        """The same for reads of nobody knows which of the contigs: there must be bases of some, and those must be the right ones."""
+        at_hand = [contig for contig in contigs.contigs if self._is_at_hand(contig)]
+        for contig in at_hand or contigs.contigs[:1]:
+            self.require(contig, exactly=True)
+
+    def _is_at_hand(self, contig: Contig) -> bool:
+        return contig.name in self._lengths or (self.fasta is None and contig.md5 is not None and self._is_cached(contig.md5))
 
     def _is_cached(self, md5: str) -> bool:
         return any(Path(_filled(pattern, md5)).is_file() for pattern in self._caches)
@@ -75,6 +86,50 @@ class References:
             bases = file.fetch(contig.name).upper().encode()
         if hashlib.md5(bases, usedforsecurity=False).hexdigest() != contig.md5.lower():
             raise FormatError(f"{self.fasta} is not the reference genome of {self._name}: the bases of contig {contig.name} differ")
+
+    def prove_used(self, contigs: Contigs) -> None:
+        """`prove` for all contigs that were required so far."""
+        for contig in contigs.contigs:
+            if (contig.name, False) in self._proven:
+                self.prove(contig)
+
+
+class PassingContainers:
+    """Looks at the containers of a CRAM as its bytes go by, each before its last byte is passed on: are there the references it needs?
+
+    Without, htslib would only say "truncated file"; with a wrong one, slices with reads of several contigs would come with wrong bases.
+    """
+
+    def __init__(self, references: References, contigs: Contigs, major: int) -> None:
+        self._references = references
+        self._contigs = contigs
+        self._major = major
+        self._pending = bytearray()
+        self._is_done = False
+
+    def take(self, data: bytes) -> None:
+        """The next bytes, the first of them the beginning of a container. Raises as `References.require` does."""
+        if self._is_done:
+            return
+        self._pending += data
+        try:
+            while self._pending:
+                container = cram.container_at(bytes(self._pending[:_HEAD_BYTES]), 0, self._major)
+                if len(self._pending) < container.size:
+                    return
+                self._check(container, bytes(self._pending[: container.size]))
+                del self._pending[: container.size]
+        except cram.TooShort:
+            return
+
+    def _check(self, container: cram.Container, data: bytes) -> None:
+        if not container.landmarks or not cram.needs_reference(data, self._major):
+            return
+        if container.reference == cram.SEVERAL_REFERENCES:
+            self._references.require_any(self._contigs)
+            self._is_done = self._references.fasta is not None
+        elif 0 <= container.reference < len(self._contigs):
+            self._references.require(self._contigs[container.reference], exactly=False)
 
 
 def _lengths_of(fasta: Path) -> dict[str, int]:
