@@ -28,7 +28,7 @@ from score_core.slicing.formats import check_index, check_probe, contigs_of, hea
 from score_core.slicing.index import read_index
 from score_core.slicing.output import AlignmentWriter, OutputFormat, Place, VariantWriter, checked_format, is_indexable, writing
 from score_core.slicing.plan import SlicePlan, Span, Window, plan_slice
-from score_core.slicing.references import References
+from score_core.slicing.references import PassingContainers, References
 from score_core.slicing.regions import Query, parse_regions, read_bed
 from score_core.transfer.stop import Stop
 
@@ -152,6 +152,7 @@ class _Job:
         self._place = place(self._format)
         self._records = 0
         self._index_name = ""
+        self._contigs = self._header.contigs
         self._index_path = folder / "index"
         self._start = self._header.start
         self._references = References(form.reference, name=data.name)
@@ -191,7 +192,7 @@ class _Job:
         return index
 
     def _take_regions(self, index: Index) -> Slice:
-        contigs = contigs_of(self._header, index)
+        contigs = self._contigs = contigs_of(self._header, index)
         query, skipped = self._query(contigs)
         plan = plan_slice(
             index,
@@ -336,9 +337,12 @@ class _Job:
 
     def _feed(self, pieces: Sequence[bytes | ByteRange], fd: int) -> None:
         tail = b""
+        containers = PassingContainers(self._references, self._header.contigs, self._header.major)
         with os.fdopen(fd, "wb", buffering=0) as pipe, suppress(BrokenPipeError):
             for piece in pieces:
                 for data in self._stepped(piece) if isinstance(piece, ByteRange) else (piece,):
+                    if self._header.format == "CRAM" and isinstance(piece, ByteRange):
+                        containers.take(data)
                     tail = (tail + data)[-len(self._header.eof) :]
                     view = memoryview(data)
                     while view:
@@ -367,9 +371,16 @@ class _Job:
         options: dict[str, Any] = {} if index is None else {"index_filename": str(index)}
         with self._reading("its header"):
             if self._header.is_variants:
-                return pysam.VariantFile(name, "r", **options)
+                return self._declared(pysam.VariantFile(name, "r", **options))
             mode, fasta = ("rc", self._references.fasta) if self._header.format == "CRAM" else ("rb", None)
             return pysam.AlignmentFile(name, mode, check_sq=False, reference_filename=None if fasta is None else str(fasta), **options)
+
+    def _declared(self, records: pysam.VariantFile) -> pysam.VariantFile:
+        """With the contigs that only the index knows: pysam finds those of the header alone."""
+        for contig in self._contigs.contigs if self._header.format == "VCF" else ():
+            if contig.name not in records.header.contigs:
+                records.header.contigs.add(contig.name)
+        return records
 
     @contextmanager
     def _reading(self, where: Span | str) -> Iterator[None]:
@@ -384,6 +395,8 @@ class _Job:
             if contig is not None and self._header.format == "CRAM":
                 self._references.prove(contig)
             where = f"{contig.name if contig else 'a contig'}:{where.start + 1}-{where.end}"
+        elif self._header.format == "CRAM":
+            self._references.prove_used(self._header.contigs)
         _log.debug("htslib: %s", error)
         return FormatError(f"{self._data.name} is damaged: htslib cannot read {where}; nothing was written")
 
