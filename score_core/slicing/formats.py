@@ -193,8 +193,8 @@ class _Inflated:
     def places(self, end: int) -> tuple[int, int]:
         """The virtual offset of the uncompressed byte `end`, and its other spelling if that is the beginning of a block."""
         number = bisect_right(self._starts, (end, 1 << 62)) - 1
-        if end == len(self.content):  # the block after the last
-            start, offset = self._starts[-1]
+        start, offset = self._starts[-1]
+        if end == len(self.content) > start:  # the block after the last; a file without records ends with an empty one, the EOF marker
             return self._next_block << 16, offset << 16 | end - start if end - start < bgzf.MAX_BLOCK_BYTES else self._next_block << 16
         start, offset = self._starts[number]
         if end > start or number == 0:
