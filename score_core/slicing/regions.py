@@ -119,7 +119,7 @@ def _interval(text: str, name: str, place: str | None, contigs: Contigs) -> Inte
     """The interval of `place` (None: all) on the contig `name`."""
     tid = contigs.ids.get(name)
     if tid is None:
-        raise ConfigurationError(f"Region {_shown(text)} is of no contig of the data: {_unknown(name, contigs)}")
+        raise ConfigurationError(f"Region {_shown(text)} is nowhere: {_unknown(name, contigs)}")
     length = _length(contigs[tid])
     if place is None:
         return Interval(tid, 0, length)
@@ -164,13 +164,14 @@ def _length(contig: Contig) -> int:
 
 
 def _unknown(name: str, contigs: Contigs) -> str:
+    if not len(contigs):
+        return f"the data have no contigs at all, so no {_shown(name)}"
     near = _near(name, contigs)
-    hint = f"; there is {_shown(near)}" if near else ""
-    return f"it has none named {_shown(name)}{hint}" if len(contigs) else f"it has none at all, so none named {_shown(name)}"
+    return f"the data have no contig {_shown(name)}" + (f"; there is {_shown(near)}" if near else "")
 
 
 def _near(name: str, contigs: Contigs) -> str | None:
-    """A contig that was perhaps meant: by the other fashion of naming, by case, or by letters."""
+    """A contig that was perhaps meant: by the other fashion of naming, by case, or by letters (chr1 is no near name of chr2)."""
     bare = name[3:] if name[:3].lower() == "chr" else name
     bare = {"M": "MT", "MT": "M"}.get(bare, bare) if bare != name or bare in {"M", "MT"} else bare
     for other in (bare, f"chr{bare}", f"chr{name}", name.upper(), name.lower()):
@@ -180,7 +181,11 @@ def _near(name: str, contigs: Contigs) -> str | None:
     alike = next((contig.name for contig in contigs.contigs if contig.name.casefold() == folded), None)
     if alike is not None or len(contigs) > _MAX_COMPARED or len(name) > _MAX_SHOWN:
         return alike
-    return next(iter(get_close_matches(name, contigs.ids, n=1, cutoff=0.75)), None)
+    return next((other for other in get_close_matches(name, contigs.ids, cutoff=0.75) if _digits(other) == _digits(name)), None)
+
+
+def _digits(text: str) -> str:
+    return "".join(filter(str.isdigit, text))
 
 
 def _shown(text: str) -> str:
@@ -265,7 +270,7 @@ class _Rows:
         tid = self._contigs.ids.get(name)
         if tid is None:
             if not self._skip_unknown:
-                raise ConfigurationError(f"The data have no such contig: {_unknown(name, self._contigs)}")
+                raise ConfigurationError(_unknown(name, self._contigs))
             self.skipped[name] = None
             return None
         found = self._found[contig] = _Found(tid, _length(self._contigs[tid]))
