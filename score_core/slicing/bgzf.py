@@ -11,7 +11,6 @@ from score_core.errors import FormatError
 
 EOF_MARKER: Final = bytes.fromhex("1f8b08040000000000ff0600424302001b0003000000000000000000")
 MAX_BLOCK_BYTES: Final = 1 << 16  # of a block in the file, and of what is in it
-PROBE_BYTES: Final = 28  # enough to tell a block by its beginning: the size of the smallest block, which is the EOF marker
 _PAYLOAD_BYTES: Final = 0xFF00  # what htslib puts into a block, so that it fits even if it cannot be compressed
 _FIXED: Final = struct.Struct("<4BI2BH")
 _TRAILER: Final = struct.Struct("<2I")

@@ -17,6 +17,8 @@ EOF_MARKERS: Final = {
     2: bytes.fromhex("0b000000ffffffff0fe0454f460000000001000001000606010001000100"),
     3: bytes.fromhex("0f000000ffffffff0fe0454f4600000000010005bdd94f0001000606010001000100ee63014b"),
 }
+_MAX_CONTAINER_BYTES: Final = 1 << 29  # writers make them of some megabytes
+_MAX_SLICES: Final = 10_000  # in a container; writers make one, and then its header fits 64 KiB
 SEVERAL_REFERENCES: Final = -2  # a container's reference id then
 _EXTERNAL_REFERENCE: Final = -1
 _RAW, _GZIP, _BZIP2, _LZMA = range(4)
@@ -67,7 +69,7 @@ def container_at(data: bytes, offset: int, major: int) -> Container:
     reader.ltf8()  # bases
     reader.itf8()  # blocks
     count = reader.itf8()
-    if length < 0 or not 0 <= count <= 1 << 20:
+    if not 0 <= length <= _MAX_CONTAINER_BYTES or not 0 <= count <= _MAX_SLICES:
         raise FormatError(f"No CRAM container begins at byte {offset}: the file is damaged")
     landmarks = tuple(reader.itf8() for _ in range(count))
     if major == 3:
@@ -207,18 +209,21 @@ def _block(data: bytes, at: int, major: int) -> tuple[bytes, int]:
 
 
 def _unpacked(method: int, content: bytes, raw_size: int) -> bytes:
+    most = raw_size + 1  # for zlib, 0 would mean no limit
     try:
-        if method == _RAW:
-            return content
         if method == _GZIP:
-            return zlib.decompressobj(31).decompress(content, raw_size)
-        if method == _BZIP2:
-            return bz2.BZ2Decompressor().decompress(content, raw_size)
-        if method == _LZMA:
-            return lzma.LZMADecompressor().decompress(content, raw_size)
-    except (zlib.error, OSError, lzma.LZMAError, ValueError):
+            content = zlib.decompressobj(31).decompress(content, most)
+        elif method == _BZIP2:
+            content = bz2.BZ2Decompressor().decompress(content, most)
+        elif method == _LZMA:
+            content = lzma.LZMADecompressor(memlimit=MAX_HEADER_BYTES).decompress(content, most)
+        elif method != _RAW:
+            raise FormatError(f"A CRAM header is packed by method {method}, which is not supported here")
+    except (zlib.error, OSError, lzma.LZMAError, ValueError, EOFError):
         raise FormatError("A CRAM block is damaged: it cannot be unpacked") from None
-    raise FormatError(f"A CRAM header is packed by method {method}, which is not supported here")
+    if len(content) != raw_size:
+        raise FormatError("A CRAM block is damaged: it does not hold what it says")
+    return content
 
 
 class _Reader:
@@ -229,8 +234,8 @@ class _Reader:
         self.at = at
 
     def take(self, count: int) -> bytes:
-        if count < 0:
-            raise FormatError("A CRAM structure is damaged: it has a negative size")
+        if count < 0 or self.at < 0:
+            raise FormatError("A CRAM structure is damaged: it has a negative size or place")
         if self.at + count > len(self._data):
             raise TooShort(self.at + count)
         self.at += count

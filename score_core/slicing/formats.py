@@ -11,12 +11,17 @@ from typing import Final
 from score_core.errors import FormatError
 from score_core.model import ByteRange
 from score_core.slicing import bgzf, cram
-from score_core.slicing.base import Contig, Contigs, Format, Index, ReadRange, file_offset
+from score_core.slicing.base import Contig, Contigs, Format, Index, ReadRange, file_offset, in_block
 
 HEAD_BYTES: Final = 64 << 10  # the first look: holds most headers, costs no more time than a smaller one
 MAX_HEADER_BYTES: Final = 256 << 20  # uncompressed; a million contigs take 40 MB
 _MORE_BYTES: Final = (256 << 10, 1 << 20, 4 << 20, 16 << 20)
 _MAX_CONTIGS: Final = 1 << 24
+_MAX_GAP: Final = 1 << 16  # numbers of contigs that a BCF may leave out
+_MAX_DIGITS: Final = 18  # Python refuses to read thousands of them
+_MIN_RECORD_BYTES: Final = 32  # of a BAM record, its own length not counted
+_MAX_MARKERS: Final = 4  # end markers of a CRAM; some have two
+_CONTAINER_PROBE_BYTES: Final = 4 << 10  # holds a container's header; one with more than 800 slices is not looked at
 _SAM_FIELD: Final = re.compile(rb"\t([A-Z][A-Z0-9]):([^\t\n]*)")
 _VCF_CONTIG: Final = re.compile(rb"^##contig=<(.*)>\s*$", re.MULTILINE)
 _VCF_FIELD: Final = re.compile(rb"(?:^|,)([A-Za-z]+)=(\"(?:[^\"\\]|\\.)*\"|[^,]*)")
@@ -104,22 +109,80 @@ def check_index(header: Header, index: Index, size: int, *, name: str = "The ind
         raise _foreign(name, f"it has {index.references} contigs, the file {len(header.contigs)}")
     if index.first is not None and index.first not in (header.end, header.end_alias):
         raise _foreign(name, "it says that the records begin at another place than they do")
-    if index.last is not None and file_offset(index.last) > size:
+    last = _last_place(header, index, size)
+    if last is not None and last > size:
         raise _foreign(name, "it tells of places past the end of the file, or the file was cut off")
 
 
 def probe(header: Header, index: Index, size: int) -> ByteRange | None:
-    """A few bytes to look at, which `check_probe` takes: the last place that the index names. None if there is no such place."""
-    if index.last is None or header.format == "CRAM":
+    """Some bytes to look at, which `check_probe` takes: at the last place that the index names. None if there is no such place."""
+    at = _last_place(header, index, size)
+    if at is None or at >= size:
         return None
-    at = file_offset(index.last)
-    return ByteRange(at, min(bgzf.PROBE_BYTES, size - at)) if at < size else None
+    return ByteRange(at, min(_CONTAINER_PROBE_BYTES if header.format == "CRAM" else bgzf.MAX_BLOCK_BYTES, size - at))
 
 
-def check_probe(data: bytes, *, name: str = "The index") -> None:
-    """Raises `FormatError` unless a block begins here, as the index says."""
-    if not bgzf.begins_block(data):
+def check_probe(header: Header, index: Index, data: bytes, size: int, *, name: str = "The index") -> None:
+    """Raises `FormatError` unless what stands where the index ends is what stands behind the last placed record of a file.
+
+    The index of another file, or of an older version of this one, hardly ever ends at the end of this one's records, be it as long and
+    have it the same header.
+    """
+    if header.format == "CRAM":
+        _check_last_container(header, data, size, _last_container(index, size) or 0, name)
+        return
+    last = index.last or 0
+    try:
+        block = next(bgzf.blocks(data, offset=file_offset(last)), None)
+    except FormatError:
+        block = None
+    if block is None:
         raise _foreign(name, "there is no block of the file where it says that the last one begins")
+    rest = block.data[in_block(last) :]
+    if len(block.data) < in_block(last):
+        raise _foreign(name, "it tells of more than there is in the last block")
+    if (header.format == "BAM" and not _is_unplaced(rest)) or (header.format != "BAM" and rest and rest[:1] not in b"#\r\n"):
+        raise _foreign(name, "the file has more records than it knows of")
+
+
+def _is_unplaced(rest: bytes) -> bool:
+    """Whether a read without a place begins here, as far as the bytes tell (SAM specification, section 4.2)."""
+    if len(rest) < 8:
+        return True
+    length, contig = struct.unpack_from("<ii", rest)
+    return bool(length >= _MIN_RECORD_BYTES and contig == -1)
+
+
+def _last_place(header: Header, index: Index, size: int) -> int | None:
+    """The offset of the last block or container that the index names; None if it names none."""
+    if header.format == "CRAM":
+        return _last_container(index, size)
+    return None if index.last is None else file_offset(index.last)
+
+
+def _last_container(index: Index, size: int) -> int | None:
+    """The last place that an index knows, by bisection; None if it knows none."""
+    if index.block_after(-1) is None:
+        return None
+    low, high = -1, size  # something is known past `low`, nothing past `high`
+    if index.block_after(high) is not None:
+        return high + 1
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if index.block_after(middle) is not None else (low, middle)
+    return high
+
+
+def _check_last_container(header: Header, data: bytes, size: int, at: int, name: str) -> None:
+    try:
+        end = at + cram.container_at(data, 0, header.major).size
+    except cram.TooShort:
+        return
+    except FormatError:
+        raise _foreign(name, "there is no container of the file where it says that the last one begins") from None
+    markers, rest = divmod(size - end, len(header.eof))
+    if rest or not 0 <= markers <= _MAX_MARKERS:
+        raise _foreign(name, "the file has more records than it knows of, or was cut off")
 
 
 def _foreign(name: str, why: str) -> FormatError:
@@ -156,21 +219,32 @@ class _Inflated:
         self._read_bytes = len(data)
         self._starts: list[tuple[int, int]] = []  # uncompressed and compressed offset of each block
         self._next_block = 0
+        self._blocks = bgzf.blocks(data)
         self.content = bytearray()
-        self._take_blocks()
+        self.grow()
 
     def grow(self) -> bool:
-        """Reads on; False at the end of the file. Raises `FormatError` for a header beyond belief."""
-        if self._read_bytes >= self._size:
-            return False
+        """Has one block more; False at the end of the file. Raises `FormatError` for a header beyond belief.
+
+        A block at a time, for a few bytes may hold a lot: zeros shrink to a thousandth.
+        """
         if len(self.content) > MAX_HEADER_BYTES:
             raise FormatError(f"Its header has more than {MAX_HEADER_BYTES >> 20} MiB, which is not believed")
+        while (block := next(self._blocks, None)) is None:
+            if not self._read_on():
+                return False
+        self._starts.append((len(self.content), block.offset))
+        self.content += block.data
+        self._next_block = block.offset + block.size
+        return True
+
+    def _read_on(self) -> bool:
         wanted = min(_MORE_BYTES[min(self._step, len(_MORE_BYTES) - 1)], self._size - self._read_bytes)
+        more = self._read(self._read_bytes, wanted) if wanted > 0 else b""
         self._step += 1
-        more = self._read(self._read_bytes, wanted)
+        self._pending = self._pending[self._next_block - (self._read_bytes - len(self._pending)) :] + more
         self._read_bytes += len(more)
-        self._pending += more
-        self._take_blocks()
+        self._blocks = bgzf.blocks(self._pending, offset=self._next_block)
         return bool(more)
 
     def need(self, count: int) -> None:
@@ -180,15 +254,6 @@ class _Inflated:
         while len(self.content) < count:
             if not self.grow():
                 raise FormatError("It ends in the middle of its header")
-
-    def _take_blocks(self) -> None:
-        done = 0
-        for block in bgzf.blocks(self._pending, offset=self._next_block):
-            self._starts.append((len(self.content), block.offset))
-            self.content += block.data
-            done += block.size
-        self._pending = self._pending[done:]
-        self._next_block += done
 
     def places(self, end: int) -> tuple[int, int]:
         """The virtual offset of the uncompressed byte `end`, and its other spelling if that is the beginning of a block."""
@@ -244,7 +309,7 @@ def _sam_contigs(text: bytes) -> Contigs:
         if line.startswith(b"@SQ\t"):
             tags = {tag[0]: tag[1].decode("utf-8", "replace").strip() for tag in _SAM_FIELD.findall(line)}
             length = tags.get(b"LN", "")
-            found.append(Contig(tags.get(b"SN", ""), int(length) if length.isdecimal() else None, tags.get(b"M5")))
+            found.append(Contig(tags.get(b"SN", ""), int(length) if _is_number(length) else None, tags.get(b"M5")))
     return Contigs(tuple(found))
 
 
@@ -259,35 +324,43 @@ def _bcf_header(data: _Inflated) -> Header:
 
 
 def _vcf_header(data: _Inflated) -> Header:
-    at = 0
+    at = looked_at = 0
     while True:
-        line_end = data.content.find(b"\n", at)
+        line_end = data.content.find(b"\n", looked_at)
         if line_end < 0:
+            looked_at = len(data.content)
             if not data.grow():
                 raise FormatError("It ends in the middle of its header")
             continue
         if data.content[at : at + 1] != b"#":  # no column line: as far as htslib is concerned, that is no header
             raise FormatError("Its header has no line that begins with #CHROM")
         is_last = data.content.startswith(b"#CHROM", at)
-        at = line_end + 1
+        at = looked_at = line_end + 1
         if is_last:
             break
-    if at == len(data.content):
-        data.grow()  # so that the next block's place is known
     text = bytes(data.content[:at])
     return Header("VCF", _vcf_contigs(text), text, text, *data.places(at))
 
 
 def _vcf_contigs(text: bytes) -> Contigs:
-    """In order of their `IDX`, where a BCF has such."""
+    """In order of their `IDX`, where a BCF has such; of several lines of one name the first counts, as for htslib."""
     found: dict[int, Contig] = {}
+    names: set[str] = set()
     for line in _VCF_CONTIG.findall(text):
         fields = {key: value.strip(b'"').decode("utf-8", "replace") for key, value in _VCF_FIELD.findall(line)}
-        if b"ID" not in fields:
+        name = fields.get(b"ID")
+        if name is None or name in names:
             continue
+        names.add(name)
         length, place = fields.get(b"length", ""), fields.get(b"IDX", "")
-        contig = Contig(fields[b"ID"], int(length) if length.isdecimal() else None)
-        found[int(place) if place.isdecimal() and int(place) < _MAX_CONTIGS else len(found)] = contig
+        contig = Contig(name, int(length) if _is_number(length) else None)
+        found[int(place) if _is_number(place) else len(found)] = contig
     if not found:
         return Contigs(())
+    if max(found) >= len(found) + _MAX_GAP:
+        raise FormatError("Its header is damaged: it numbers a contig far beyond the others")
     return Contigs(tuple(found.get(place, Contig(f"\0{place}")) for place in range(max(found) + 1)))
+
+
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdigit() and len(text) <= _MAX_DIGITS

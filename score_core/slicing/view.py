@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import warnings
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -19,17 +20,18 @@ from typing import IO, Any, Final
 
 import pysam
 
-from score_core.errors import ConfigurationError, FormatError, NoSpaceError, ObjectNotFound
+from score_core.errors import ConfigurationError, FormatError, NoSpaceError, ObjectNotFound, ScoreError
 from score_core.model import ByteRange
 from score_core.slicing import bgzf, cram
 from score_core.slicing.base import Chunk, Contigs, Index, Interval, file_offset, in_block
-from score_core.slicing.files import DataFile, Fetching, LocalFile
+from score_core.slicing.files import DataFile, Fetching
 from score_core.slicing.formats import check_index, check_probe, contigs_of, header_blocks, probe, read_header
 from score_core.slicing.index import read_index
 from score_core.slicing.output import AlignmentWriter, OutputFormat, Place, VariantWriter, checked_format, is_indexable, writing
 from score_core.slicing.plan import SlicePlan, Span, Window, plan_slice
 from score_core.slicing.references import PassingContainers, References
 from score_core.slicing.regions import Query, parse_regions, read_bed
+from score_core.transfer.files import explained
 from score_core.transfer.stop import Stop
 
 WINDOW_BYTES: Final = 32 << 20
@@ -161,8 +163,6 @@ class _Job:
             self._start = cram.without_paths(self._header.start, self._header.major)
             data.patch(self._start, 0)
             self._have = len(self._start)
-        if not isinstance(data, LocalFile):  # its end is looked at when it is opened, and is not worth a request
-            data.patch(self._header.eof, data.size - len(self._header.eof))
 
     def _read(self, offset: int, size: int) -> bytes:
         data = self._data.read(offset, size)
@@ -188,7 +188,8 @@ class _Job:
         index = read_index(found.data, name=found.name)
         self._index_name = found.name
         check_index(self._header, index, self._data.size, name=found.name)
-        self._index_path.write_bytes(found.data)
+        with explained("write", self._index_path):
+            self._index_path.write_bytes(found.data)
         return index
 
     def _take_regions(self, index: Index) -> Slice:
@@ -210,18 +211,16 @@ class _Job:
         first = self._data.fetch([*(plan.windows[0].ranges if plan.windows else ()), *look])
         first.wait()
         self._check_probe(index)
-        records = self._open(self._data.path, index=self._index_path)
-        try:
+        with self._opened(self._data.path) as records:
             writer = self._writer(records)
-            chosen = _Chosen(query.intervals, contigs, contained=self._wanted.contained, variants=self._header.is_variants)
-            for number, window in enumerate(self._windows(plan, index, contigs, first)):
-                if number:  # htslib keeps 128 KiB of what it read, perhaps the emptiness from before this window's bytes came
-                    records.close()
-                    records = self._open(self._data.path, index=self._index_path)
+        chosen = _Chosen(query.intervals, contigs, contained=self._wanted.contained, variants=self._header.is_variants)
+        for window in self._windows(plan, index, contigs, first):
+            # One each: htslib keeps 128 KiB of what it read, perhaps the emptiness from before this window's bytes came
+            with self._opened(self._data.path, index=self._index_path) as records:
                 for span in window.spans:
-                    self._copy(writer, chosen.of(records, span), where=span)
-        finally:
-            records.close()
+                    with self._reading(span):
+                        found = chosen.of(records, span)
+                    self._copy(writer, found, where=span)
         if query.unplaced:
             self._copy_unplaced(writer, unplaced)
         self._stop.check()
@@ -259,7 +258,7 @@ class _Job:
     def _check_probe(self, index: Index) -> None:
         look = probe(self._header, index, self._data.size)
         if look is not None:
-            check_probe(self._data.peek(look.offset, look.size), name=self._index_name)
+            check_probe(self._header, index, self._data.peek(look.offset, look.size), self._data.size, name=self._index_name)
 
     def _windows(self, plan: SlicePlan, index: Index, contigs: Contigs, first: Fetching) -> Iterator[Window]:
         """Each window once its bytes are there, while the next one's are on their way."""
@@ -283,7 +282,12 @@ class _Job:
         for chunk in chunks:
             at, end = file_offset(chunk.begin), min(file_offset(chunk.end), self._data.size)
             while at < end:
-                container = cram.container_at(self._data.peek(at, _CRAM_HEAD_BYTES), 0, self._header.major)
+                try:
+                    container = cram.container_at(self._data.peek(at, _CRAM_HEAD_BYTES), 0, self._header.major)
+                except (cram.TooShort, FormatError):
+                    raise FormatError(f"{self._data.name} is damaged: there is no CRAM container at byte {at:,}") from None
+                if at + container.size > self._data.size:
+                    raise FormatError(f"{self._data.name} is damaged: its container at byte {at:,} goes beyond its end")
                 yield container, self._data.peek(at, container.size)
                 at += container.size
 
@@ -328,7 +332,7 @@ class _Job:
         read_fd, write_fd = os.pipe()
         feeding = Fetching(lambda: self._feed(pieces, write_fd), self._stop)
         try:
-            with os.fdopen(read_fd, "rb") as reading, self._open(reading) as records:
+            with os.fdopen(read_fd, "rb") as reading, self._opened(reading) as records:
                 yield records
         except FormatError:
             feeding.wait()  # what kept the bytes from coming says more than htslib, which misses them
@@ -366,14 +370,33 @@ class _Job:
     # Reading and writing records
 
     def _open(self, where: Path | IO[bytes], *, index: Path | None = None) -> Any:
-        """pysam's reader. One thread only: read-ahead that meets a hole never ends (htslib 1.16 and 1.24)."""
+        """pysam's reader. One thread only: read-ahead that meets a hole never ends (htslib 1.16 and 1.24).
+
+        The file's end is not looked at: it need not be there, and where it is read, its marker is asked for by us.
+        """
         name = str(where) if isinstance(where, Path) else where
-        options: dict[str, Any] = {} if index is None else {"index_filename": str(index)}
-        with self._reading("its header"):
+        options: dict[str, Any] = {"ignore_truncation": True, "threads": 1}
+        if index is not None:
+            options["index_filename"] = str(index)
+        with self._reading("its header"), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that there is no marker at the end
             if self._header.is_variants:
                 return self._declared(pysam.VariantFile(name, "r", **options))
             mode, fasta = ("rc", self._references.fasta) if self._header.format == "CRAM" else ("rb", None)
             return pysam.AlignmentFile(name, mode, check_sq=False, reference_filename=None if fasta is None else str(fasta), **options)
+
+    @contextmanager
+    def _opened(self, where: Path | IO[bytes], *, index: Path | None = None) -> Iterator[Any]:
+        """The same, closed at the end, which is when htslib may tell that something was wrong before."""
+        records = self._open(where, index=index)
+        try:
+            yield records
+        except BaseException:
+            with suppress(Exception):  # it complains again of what is on its way up already
+                records.close()
+            raise
+        with self._reading("it to its end"):
+            records.close()
 
     def _declared(self, records: pysam.VariantFile) -> pysam.VariantFile:
         """With the contigs that only the index knows: pysam finds those of the header alone."""
@@ -386,7 +409,9 @@ class _Job:
     def _reading(self, where: Span | str) -> Iterator[None]:
         try:
             yield
-        except (OSError, ValueError, RuntimeError, EOFError) as error:
+        except ScoreError:
+            raise
+        except Exception as error:  # noqa: BLE001  # pysam raises whatever comes to hand, TypeErrors included
             raise self._unreadable(where, error) from None
 
     def _unreadable(self, where: Span | str, error: Exception) -> FormatError:
@@ -429,8 +454,9 @@ class _Job:
     def _take_header(self) -> Slice:
         if self._header.is_variants:
             alone = self._folder / "header"
-            alone.write_bytes(header_blocks(self._header) + self._header.eof)
-            with self._open(alone) as records:
+            with explained("write", alone):
+                alone.write_bytes(header_blocks(self._header) + self._header.eof)
+            with self._opened(alone) as records:
                 VariantWriter(self._header, self._format, self._place, like=records.header).finish()
         else:
             form = self._form
