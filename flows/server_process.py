@@ -63,6 +63,7 @@ def _serve(room: Room, options: ServerOptions, lock_fd: int) -> int:
     # The kernel picks the port and the socket is kept: nobody can take it between choice and use. It does not listen before
     # the application is ready, so until then a client is refused at once instead of hanging.
     listener = socket.socket()
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # uvicorn sets it on its own sockets only: 40 ms an answer
     listener.bind(("127.0.0.1", 0))
     state = State(
         pid=os.getpid(),

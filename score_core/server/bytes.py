@@ -125,14 +125,14 @@ class _Handler(BaseHTTPRequestHandler):
     def _put(self) -> None:
         grant = self._granted()
         self._check_length(grant)
-        with self._part_writer(grant) as writer:
-            self._continue()
-            self._read_body(writer.write)
-            self._check_digest(grant, writer.md5)
-            try:
+        try:
+            with self._part_writer(grant) as writer:
+                self._continue()
+                self._read_body(writer.write)
+                self._check_digest(grant, writer.md5)
                 writer.commit()
-            except FileNotFoundError as error:
-                raise _Refusal(404, "The upload was finished or aborted meanwhile", code="NoSuchUpload") from error
+        except FileNotFoundError as error:  # its folder went while the part came, or before its file was made
+            raise _Refusal(404, "The upload was finished or aborted meanwhile", code="NoSuchUpload") from error
         self._send(200, {"ETag": f'"{writer.md5}"'})
 
     # Checks

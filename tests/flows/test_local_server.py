@@ -194,7 +194,6 @@ def test_api_needs_the_password(shared_home):
     assert httpx.post(f"{handle.url}/flows/count", json={}, auth=(user, password)).status_code == 200
 
 
-@pytest.mark.xfail(reason="the listener of flows.server_process lacks TCP_NODELAY, so most answers on a kept connection take 45 ms more")
 def test_answers_leave_at_once(shared_home):
     """Without TCP_NODELAY each answer on a kept connection waits 40 ms for a delayed ACK."""
     import httpx

@@ -384,3 +384,19 @@ def test_stores_of_one_folder_serve_each_others_urls(store, tmp_path):
     store.write("a", b"1")
     other = LocalStore(tmp_path / "store", base_url=store.base_url)
     assert request(get_url(other, "a")).data == b"1"
+
+
+def test_part_of_an_upload_that_is_aborted_as_it_begins_to_come(store, monkeypatch, caplog):
+    upload_id = store.create_multipart("data/x")
+    url = put_url(store, "data/x", upload_id, Part(1, 0, 5))
+    receive = store.receive_part
+
+    def aborted_behind_our_back(*place):
+        writer = receive(*place)
+        store.abort_multipart("data/x", upload_id)
+        return writer
+
+    monkeypatch.setattr(store, "receive_part", aborted_behind_our_back)
+    answer = request(url, data=b"bytes")
+    assert (answer.status, b"NoSuchUpload" in answer.data) == (404, True)
+    assert "The store failed" not in caplog.text
