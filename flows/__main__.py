@@ -288,12 +288,13 @@ def _add_view(view: argparse.ArgumentParser) -> None:
 
 def _size(text: str) -> int:
     """A number of bytes as `score view --max-bytes` takes it."""
-    from score_core.cli.view import _SIZE, _UNITS
+    from score_core.cli.view import size_of
+    from score_core.errors import ConfigurationError
 
-    found = _SIZE.fullmatch(text.strip())
-    if found is None:
-        raise argparse.ArgumentTypeError(f"must be a number of bytes such as 500M or 2G, got {text[:40]!r}")
-    return int(float(found[1]) * _UNITS[found[2].upper()])
+    try:
+        return size_of("--max-bytes", text)
+    except ConfigurationError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 if __name__ == "__main__":

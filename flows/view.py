@@ -18,7 +18,7 @@ from score_core.errors import ConfigurationError, Conflict
 from score_core.manifest import read_downloads
 from score_core.metadata.base import Metadata
 from score_core.model import SliceReport, TransferReport
-from score_core.operations import file_md5, of_analysis
+from score_core.operations import file_md5, of_analysis, viewable
 from tasks import sessions
 from tasks.slicing import SliceItem, SliceOptions, is_still_there, plan_slices, report_of, slice_regions
 
@@ -132,10 +132,8 @@ def _wanted(
         raise ConfigurationError("index_object_id goes with a single object id")
     if object_ids:
         return [SliceItem(object_id, index_id=index_object_id) for object_id in dict.fromkeys(object_ids)]
-    from score_core.cli.view import _listed  # the command line has decided which rows these are
-
     rows = read_downloads(manifest) if manifest is not None else of_analysis(_metadata(store), *map(str, analysis))
-    return list({item.object_id: SliceItem(item.object_id, item.file_name, item.index_id) for item in _listed(rows)}.values())
+    return list({row.object_id: SliceItem(row.object_id, row.file_name, index_id) for row, index_id in viewable(rows)}.values())
 
 
 def _metadata(store: str | None) -> Metadata:

@@ -27,7 +27,7 @@ from score_core.errors import (
     Unverifiable,
 )
 from score_core.ids import check_object_id
-from score_core.metadata.base import Entity, FileRecord, Metadata, index_of
+from score_core.metadata.base import REGION_INDEX_SUFFIXES, Entity, FileRecord, Metadata, index_of, indexes_of
 from score_core.model import ObjectSpec, Part, TransferReport, Validation
 from score_core.transfer.download import Span
 from score_core.transfer.engine import Engine
@@ -38,6 +38,7 @@ _log = logging.getLogger(__name__)
 
 OutputLayout = Literal["filename", "bundle", "id"]
 WHOLE: Final = Span()
+_SLICEABLE: Final = (".bam", ".cram", ".vcf.gz", ".vcf.bgz", ".bcf")
 Item = TypeVar("Item")
 
 
@@ -181,6 +182,23 @@ def with_metadata(items: Sequence[DownloadItem], metadata: Metadata, *, index: b
             suffix = found.file_name[len(entity.file_name) :]  # tools look for the index under the name that its file has here
             result.append(DownloadItem(found.object_id, name + suffix, analysis_id))
     return result
+
+
+def viewable(rows: Sequence[DownloadItem]) -> list[tuple[DownloadItem, str | None]]:
+    """The rows of a manifest that hold reads or variants by their names, each with the object id of its index if that is a row, too.
+
+    Raises:
+        ConfigurationError: there is none.
+    """
+    entities = [Entity(row.object_id, row.analysis_id or "", row.file_name or "", "") for row in rows]
+    found = [(row, entity) for row, entity in zip(rows, entities, strict=True) if entity.file_name.lower().endswith(_SLICEABLE)]
+    if not found:
+        raise ConfigurationError(f"None of {len(rows)} files is a BAM, CRAM, VCF or BCF file by its name: nothing to view")
+    siblings: dict[str, list[Entity]] = {}
+    for entity in entities:
+        siblings.setdefault(entity.analysis_id, []).append(entity)
+    indexes = [indexes_of(entity, siblings[entity.analysis_id], REGION_INDEX_SUFFIXES) for _, entity in found]
+    return [(row, index[0].object_id if index else None) for (row, _), index in zip(found, indexes, strict=True)]
 
 
 class _Siblings:

@@ -12,6 +12,7 @@ from typing import IO, TYPE_CHECKING, Annotated, Final
 
 from cyclopts import Parameter
 
+from score_core import operations
 from score_core.cli.context import Context, Injected
 from score_core.cli.output import Result, of_reports
 from score_core.cli.transfer import Manifest, VerifyConnection, boolean
@@ -19,13 +20,11 @@ from score_core.errors import ConfigurationError
 from score_core.ids import check_object_id
 from score_core.manifest import read_downloads
 from score_core.model import TransferReport
-from score_core.operations import DownloadItem
 
 if TYPE_CHECKING:
     from score_core.slicing.objects import ViewItem
     from score_core.slicing.view import Form, Limits, Wanted
 
-_DATA: Final = (".bam", ".cram", ".vcf.gz", ".vcf.bgz", ".bcf")
 _BINARY: Final = ("bam", "cram", "vcf.gz", "bcf")
 _SIZE: Final = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", re.IGNORECASE)
 _UNITS: Final = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
@@ -102,7 +101,8 @@ def view(
             return view_object(engine, metadata, item, wanted, form, target, limits=limits)
 
         if manifest is not None:
-            items = _listed(read_downloads(context.manifest(manifest)))
+            rows = operations.viewable(read_downloads(context.manifest(manifest)))
+            items = [ViewItem(row.object_id, row.file_name, index_id) for row, index_id in rows]
             return context.transfer(engine, items, one, lambda item: (item.object_id, item.file_name or item.object_id))
         item = ViewItem(check_object_id(str(object_id)), index_id=None if index_object_id is None else check_object_id(index_object_id))
         began = time.monotonic()
@@ -182,26 +182,13 @@ def _command(source: Sequence[str], wanted: Wanted) -> str:
 def _limits(context: Context, max_bytes: str | None) -> Limits:
     from score_core.slicing.view import Limits
 
-    if max_bytes is None:
-        return Limits(connections=context.settings.transfer.workers)
-    found = _SIZE.fullmatch(max_bytes.strip())
+    most = None if max_bytes is None else size_of("--max-bytes", max_bytes)
+    return Limits(max_bytes=most, connections=context.settings.transfer.workers)
+
+
+def size_of(option: str, text: str) -> int:
+    """A size in bytes from what a user wrote: `500M` is 500 times 2^20. Raises `ConfigurationError`."""
+    found = _SIZE.fullmatch(text.strip())
     if found is None:
-        raise ConfigurationError(f"--max-bytes must be a number of bytes such as 500M or 2G, got {max_bytes[:40]!r}")
-    return Limits(max_bytes=int(float(found[1]) * _UNITS[found[2].upper()]), connections=context.settings.transfer.workers)
-
-
-def _listed(rows: Sequence[DownloadItem]) -> list[ViewItem]:
-    """The rows that hold reads or variants, each with its index if that is a row, too."""
-    from score_core.slicing.objects import INDEX_SUFFIXES, ViewItem
-
-    by_name = {(row.analysis_id, (row.file_name or "").lower()): row.object_id for row in rows}
-    items = []
-    for row in rows:
-        name = (row.file_name or "").lower()
-        if name.endswith(_DATA):
-            stem = name.rpartition(".")[0]
-            beside = [(row.analysis_id, base + suffix) for base in (name, stem) for suffix in INDEX_SUFFIXES]
-            items.append(ViewItem(row.object_id, row.file_name, next((by_name[place] for place in beside if place in by_name), None)))
-    if not items:
-        raise ConfigurationError(f"None of the manifest's {len(rows)} rows is a BAM, CRAM, VCF or BCF file by its name: nothing to view")
-    return items
+        raise ConfigurationError(f"{option} must be a number of bytes such as 500M or 2G, got {text[:40]!r}")
+    return int(float(found[1]) * _UNITS[found[2].upper()])

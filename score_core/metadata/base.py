@@ -9,6 +9,7 @@ from typing import Any, Final, Literal, Protocol, runtime_checkable
 AnalysisState = Literal["UNPUBLISHED", "PUBLISHED", "SUPPRESSED"]
 
 INDEX_SUFFIXES: Final = (".crai", ".bai", ".tbi", ".csi", ".idx")  # Java knows all but .csi (protocol section 13.5)
+REGION_INDEX_SUFFIXES: Final = (".bai", ".csi", ".crai", ".tbi")  # of these regions can be found by, the usual before the special
 
 # What Song itself says of an analysis, beside its `details`: so an analysis that was read can be submitted again as it stands.
 SONG_FIELDS: Final = frozenset(

@@ -41,6 +41,7 @@ _BUFFER_BYTES: Final = 1024 * 1024
 _MAX_HEADER_BYTES: Final = 32 * 1024  # the standard library alone would take 100 headers of 64 KiB
 _DRAIN_BYTES: Final = 64 * 1024 * 1024  # of a refused body: a client that still sends would miss the answer behind a reset
 _DRAIN_S: Final = 2.0
+_POLL_S: Final = 0.02  # how long closing may take: a command over a folder waits for it
 _RANGE: Final = re.compile(r"bytes=(\d{0,19})-(\d{0,19})")
 _FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _CODES: Final = {
@@ -348,12 +349,14 @@ class ByteServer:
     def start(self) -> None:
         """Serves in a daemon thread of this process."""
         self._started = True
-        threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.1}, name="score-byte-server", daemon=True).start()
+        threading.Thread(
+            target=self._server.serve_forever, kwargs={"poll_interval": _POLL_S}, name="score-byte-server", daemon=True
+        ).start()
 
     def serve_forever(self) -> None:
         """Serves in this thread until `close` is called from another."""
         self._started = True
-        self._server.serve_forever(poll_interval=0.1)
+        self._server.serve_forever(poll_interval=_POLL_S)
 
     def close(self) -> None:
         """Stops listening and cuts the open connections; quiet when called twice."""
