@@ -19,6 +19,7 @@ from typing import Any, Final
 from flows.batch import batch
 from flows.download import download
 from flows.upload import upload
+from flows.view import view
 from score_core.errors import ScoreError
 from score_core.metadata.base import Analysis
 from score_core.metadata.registering import new_file, register
@@ -30,6 +31,7 @@ from tasks import sessions
 DATA: Final = Path(__file__).resolve().parent.parent / "tests" / "data"
 REAL_FILES: Final = (
     "htsnexus_test_NA12878.bam",
+    "htsnexus_test_NA12878.bam.bai",
     "htsnexus_test_NA12878.cram",
     "NA12878.embedref.cram",
     "range.bam",
@@ -37,6 +39,7 @@ REAL_FILES: Final = (
     "ex1.vcf.gz",
     "sample1-bcbio-cancer.vcf.gz",
 )
+REGION: Final = "11:5000000-5001000"
 GENERATED_BYTES: Final = 256 << 20
 _SEED: Final = 12878
 _STUDY: Final = "DEMO"
@@ -119,7 +122,12 @@ def _demo(work: Path, *, registers: bool) -> int:
         others = batch(None, "download", str(out), study_id=analysis.study_id, analysis_id=analysis.analysis_id)
         downloads = _in_order(files, [*others, *downloads])
 
-    print("5. Compare every file with what was uploaded, by MD5.\n")
+    bam, bai = files[:2]
+    print(f"5. Read region {REGION} of {bam.name} in the store: its header, its index, and what the reads are in.")
+    (cut,) = view(str(work / "slices"), [ids[bam]], index_object_id=ids[bai], regions=[REGION], output_format="bam")
+    print(f"   {cut['records']} reads; fetched {cut['bytes_moved']:,} of {cut['size']:,} bytes in {cut['requests']} requests.")
+
+    print("6. Compare every file with what was uploaded, by MD5.\n")
     verified = {path: file_md5(out / path.name) == md5s[path] for path in files}
     _show(files, uploads, downloads, verified)
     good = all(verified.values()) and repository.find_upload(ids[big], GENERATED_BYTES) is None

@@ -16,7 +16,7 @@ from score_core.slicing.base import Contig, Contigs, Format, Index, ReadRange, f
 HEAD_BYTES: Final = 64 << 10  # the first look: holds most headers, costs no more time than a smaller one
 MAX_HEADER_BYTES: Final = 256 << 20  # uncompressed; a million contigs take 40 MB
 _MORE_BYTES: Final = (256 << 10, 1 << 20, 4 << 20, 16 << 20)
-_MAX_CONTIGS: Final = 1 << 24
+_MAX_CONTIGS: Final = 1 << 22  # the most scattered assemblies have a million
 _MAX_GAP: Final = 1 << 16  # numbers of contigs that a BCF may leave out
 _MAX_DIGITS: Final = 18  # Python refuses to read thousands of them
 _MIN_RECORD_BYTES: Final = 32  # of a BAM record, its own length not counted

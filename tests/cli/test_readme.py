@@ -59,7 +59,7 @@ def test_regions_are_cut_as_printed(tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=tmp_path, env=in_a_home(tmp_path), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert sum(1 for line in done.stdout.splitlines() if not line.startswith("@") and "\t11\t" in line) == 39
-    assert re.search(r"^39 records, fetched 329 kB of 2.6 MB in 4 requests, \d+\.\d s$", done.stderr, re.MULTILINE)
+    assert re.search(r"^39 records, fetched 395 kB of 2.6 MB in 4 requests, \d+\.\d s$", done.stderr, re.MULTILINE)
     assert (tmp_path / "slices" / "htsnexus_test_NA12878.11__20_1-100,000.bam").exists()
 
 
