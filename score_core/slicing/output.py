@@ -18,7 +18,7 @@ import pysam.utils
 
 from score_core import __version__
 from score_core.errors import ConfigurationError, FormatError, LocalFileError
-from score_core.slicing import bgzf
+from score_core.slicing import bgzf, cram
 from score_core.slicing.base import Contigs, file_offset
 from score_core.slicing.formats import Header, read_header
 from score_core.transfer.files import explained
@@ -240,7 +240,9 @@ class AlignmentWriter:
         self.unseen_groups = set(read_groups_of(header)) if trim and not original else set()
         self._groups = frozenset(self.unseen_groups)
         text = original_sam_header(header) if original else sam_header(header, command=command)
-        direct = self._direct = place.stream() if not self._groups else None
+        # Where the header does not name the bases' MD5s, htslib adds them to a CRAM, and the path of the reference: that is taken out again
+        self._tells_path = form == "cram" and reference is not None and any(contig.md5 is None for contig in header.contigs.contigs)
+        direct = self._direct = place.stream() if not self._groups and not self._tells_path else None
         # CRAM's records name read groups by their place in the header, so those are not put behind another one
         self._body_form: OutputFormat = "bam" if form == "cram" and self._groups else form
         self._body = None if direct is not None else place.scratch()
@@ -270,6 +272,8 @@ class AlignmentWriter:
             body = self._body
             if self.unseen_groups or self._body_form != self._form:
                 body = self._behind_shorter_header(body)
+            if self._tells_path:
+                _forget_reference(body)
             indexed = _index_alignments(body, self._form, self._header.contigs) if index else None
         self._place.publish(body)
         if indexed is not None:
@@ -292,6 +296,12 @@ class AlignmentWriter:
                 records.seek(file_offset(_read_header_of(body).end))
             shutil.copyfileobj(records, out, _COPY_BYTES)
         return whole
+
+
+def _forget_reference(path: Path) -> None:
+    header = _read_header_of(path)
+    with path.open("r+b") as file:
+        file.write(cram.without_paths(header.start, header.major))
 
 
 def _skip_sam_header(records: IO[bytes]) -> None:
