@@ -240,8 +240,7 @@ class AlignmentWriter:
         self.unseen_groups = set(read_groups_of(header)) if trim and not original else set()
         self._groups = frozenset(self.unseen_groups)
         text = original_sam_header(header) if original else sam_header(header, command=command)
-        # Where the header does not name the bases' MD5s, htslib adds them to a CRAM, and the path of the reference: that is taken out again
-        self._tells_path = form == "cram" and reference is not None and any(contig.md5 is None for contig in header.contigs.contigs)
+        self._tells_path = form == "cram" and reference is not None  # htslib writes it into the header, from where it is taken out again
         direct = self._direct = place.stream() if not self._groups and not self._tells_path else None
         # CRAM's records name read groups by their place in the header, so those are not put behind another one
         self._body_form: OutputFormat = "bam" if form == "cram" and self._groups else form
