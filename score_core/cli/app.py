@@ -5,6 +5,7 @@ Importing this is cheap: cyclopts and a command's own module are loaded when a c
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Sequence
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 USAGE_CODE: Final = 2
 OTHER_CODE: Final = 1
+NO_SPACE_CODE: Final = 8
 _TOKEN_OPTIONS: Final = ("token", "accesstoken")  # without their hyphens
 
 
@@ -147,6 +149,12 @@ class _Run:
                 return self._show(self._result())
         except BrokenPipeError:
             return _nobody_reads_on()
+        except OSError as error:  # of standard output itself: whatever else fails is a result by now
+            from score_core.cli.output import say
+
+            _nobody_reads_on()
+            say(f"error: Cannot write to standard output: {os.strerror(error.errno or errno.EIO).lower()}")
+            return NO_SPACE_CODE if error.errno == errno.ENOSPC else OTHER_CODE
 
     def _result(self) -> Result | None:
         from score_core.cli.output import Result, redacted_traceback, say

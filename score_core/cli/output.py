@@ -43,7 +43,8 @@ def show(result: Result, *, command: str, as_json: bool, workflow_codes: bool) -
         document = {"command": command, **result.document, "error": result.error, "exit_code": code}
         print(json.dumps(document, indent=2))
     else:
-        print(result.text, end="")
+        if result.text:  # writing nothing, too, is refused by a full disk
+            print(result.text, end="")
         for line in result.data:
             print(line)
     sys.stdout.flush()  # a closed pipe shows here, where it is caught, and not at the interpreter's end
