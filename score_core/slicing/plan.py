@@ -27,6 +27,7 @@ PIECES: Final = 8
 MIN_PIECE_BYTES: Final = 256 << 10
 MAX_PIECE_BYTES: Final = 8 << 20
 _MAX_BLOCK_BYTES: Final = 1 << 16  # of a BGZF block in the file (SAM specification, section 4.1)
+_MAX_CUT: Final = 64  # parts at a time: most of what is cut into more is too big again, or empty
 _CUT_BASES: Final = 1 << 14  # the smallest bins of BAI and TBI: cutting finer does not make chunks smaller
 
 
@@ -58,7 +59,7 @@ class Window:
     """Spans that are read together, once the `ranges` of this and of all earlier windows are there; nobody needs `done` afterwards.
 
     A record may overlap two spans: the later one must leave out those that begin before the end of the one before it on that contig.
-    A window needs a reader opened after its ranges came: htslib keeps 128 KiB of what it read, which may be the emptiness that stood there.
+    A reader that was open before a window's ranges came may hand out the emptiness that it read ahead: htslib keeps up to 128 KiB.
     """
 
     spans: tuple[Span, ...]
@@ -130,6 +131,17 @@ def whole_blocks(index: Index, chunks: Iterable[Chunk], *, size: int, eof_size: 
     return [ByteRange(begin, end - begin) for begin, end in _union(found)]
 
 
+class _Part(NamedTuple):
+    """A span, or a part of one, and the bytes that it needs."""
+
+    span: Span
+    needs: list[tuple[int, int]]
+
+    @property
+    def size(self) -> int:
+        return _total(self.needs)
+
+
 class _Planner:
     """Bytes of intervals in one file."""
 
@@ -190,32 +202,40 @@ class _Planner:
         ours = _union([(begin, end) for begin, end in (*one_chunks, *other_chunks)])
         return sum(file_offset(end) - file_offset(begin) for begin, end in _without([(begin, end) for begin, end in middle], ours))
 
-    def parts(self, span: Span, limit: int) -> Iterator[tuple[Span, list[tuple[int, int]]]]:
-        """The span and its needs, in as many parts as let each need at most `limit` bytes; bigger ones cannot be made smaller.
+    def parts(self, span: Span, limit: int) -> Iterator[_Part]:
+        """The span, cut so that each part needs at most `limit` bytes, or as few as it helps to cut for.
 
         Parts without chunks are left out: no record is there, and of a CRAM htslib would read what is nearest.
         """
         chunks = self._index.chunks(span.interval)
-        if not chunks:
-            return
-        needs = self._needs(chunks)
-        count = -(-_total(needs) // limit)
-        cuts = self._cuts(span, count) if count > 1 else []
-        if not cuts:
-            yield span, needs
-            return
-        for start, end in pairwise([span.start, *cuts, span.end]):
-            part = tuple(
-                interval for interval in (_clipped(whole, start, end) for whole in span.intervals) if interval.start < interval.end
-            )
-            if part:
-                yield from self.parts(Span(part), limit)
+        if chunks:
+            yield from self._smaller(_Part(span, self._needs(chunks)), limit)
 
-    def _cuts(self, span: Span, count: int) -> list[int]:
-        """Places within the span, about evenly apart, that cut it into at most `count` parts."""
+    def _smaller(self, whole: _Part, limit: int) -> Iterator[_Part]:
+        parts = self._cut(whole, limit) if whole.size > limit else []
+        sizes = [part.size for part in parts]
+        # No more cutting where each part needs nearly all: of one block, or of a place that is deeper than a window.
+        if not parts or (len(parts) > 1 and sum(sizes) > 1.5 * whole.size and max(sizes) > 0.75 * whole.size):
+            yield whole
+            return
+        for part in parts:
+            yield from self._smaller(part, limit)
+
+    def _cut(self, whole: _Part, limit: int) -> list[_Part]:
+        """The part in two, or in so many as the limit asks for if they are not too small for that; none if it is too short."""
+        span = whole.span
         end = span.end if self._reach is None else min(span.end, self._reach)  # the end of a contig of unknown length may be past it
+        count = max(2, min(-(-whole.size // limit), whole.size // MIN_PIECE_BYTES, _MAX_CUT))
         cuts = {(span.start + (end - span.start) * number // count) // _CUT_BASES * _CUT_BASES for number in range(1, count)}
-        return sorted(cut for cut in cuts if cut > span.start)
+        places = [span.start, *sorted(cut for cut in cuts if cut > span.start), span.end]
+        parts = []
+        for start, stop in pairwise(places) if len(places) > 2 else ():
+            clipped = (_clipped(interval, start, stop) for interval in span.intervals)
+            intervals = tuple(interval for interval in clipped if interval.start < interval.end)
+            chunks = self._index.chunks(Interval(span.tid, intervals[0].start, intervals[-1].end)) if intervals else []
+            if chunks:
+                parts.append(_Part(Span(intervals), self._needs(chunks)))
+        return parts
 
 
 def _clipped(interval: Interval, start: int, end: int) -> Interval:
@@ -231,26 +251,18 @@ def _check(begin: int, end: int, size: int) -> None:
 # Windows
 
 
-class _Reading(NamedTuple):
-    """What is read together, and the bytes that it needs."""
-
-    spans: list[Span]
-    needs: list[tuple[int, int]]
-
-
-def _windows(planner: _Planner, spans: Iterable[Span], window_bytes: int) -> Iterator[_Reading]:
-    reading, total = _Reading([], []), 0
+def _windows(planner: _Planner, spans: Iterable[Span], window_bytes: int) -> Iterator[list[_Part]]:
+    window: list[_Part] = []
+    total = 0
     for span in spans:
-        for part, needs in planner.parts(span, window_bytes):
-            more = _total(needs)
-            if reading.spans and total + more > window_bytes:
-                yield reading
-                reading, total = _Reading([], []), 0
-            reading.spans.append(part)
-            reading.needs.extend(needs)
-            total += more
-    if reading.spans:
-        yield reading
+        for part in planner.parts(span, window_bytes):
+            if window and total + part.size > window_bytes:
+                yield window
+                window, total = [], 0
+            window.append(part)
+            total += part.size
+    if window:
+        yield window
 
 
 class _Stretch(NamedTuple):
@@ -269,17 +281,18 @@ class _Pieces:
         self._gap = gap
         self._pieces = max(1, pieces)
 
-    def windows(self, readings: list[_Reading]) -> Iterator[Window]:
-        fetched: list[list[tuple[int, int]]] = [[] for _ in readings]
-        done: list[list[tuple[int, int]]] = [[] for _ in readings]
-        for begin, end, first, last in self._bridged(_stretches([reading.needs for reading in readings])):
+    def windows(self, windows: list[list[_Part]]) -> Iterator[Window]:
+        fetched: list[list[tuple[int, int]]] = [[] for _ in windows]
+        done: list[list[tuple[int, int]]] = [[] for _ in windows]
+        needs = [_union(chain.from_iterable(part.needs for part in parts)) for parts in windows]
+        for begin, end, first, last in self._bridged(_stretches(needs)):
             fetched[first].append((begin, end))
             done[last].append((begin, end))
-        for number, reading in enumerate(readings):
+        for number, parts in enumerate(windows):
             ranges = _union(fetched[number])
             total = _total(ranges)
             yield Window(
-                tuple(reading.spans),
+                tuple(part.span for part in parts),
                 tuple(self._cut(ranges, total)),
                 tuple(ByteRange(begin, end - begin) for begin, end in _union(done[number])),
             )
@@ -305,7 +318,7 @@ class _Pieces:
 
 def _stretches(needs: list[list[tuple[int, int]]]) -> Iterator[_Stretch]:
     """The bytes that windows need, in order, apart where the windows that need them differ."""
-    ranges = sorted((begin, end, window) for window, found in enumerate(needs) for begin, end in _union(found))
+    ranges = sorted((begin, end, window) for window, found in enumerate(needs) for begin, end in found)
     edges = sorted({edge for begin, end, _ in ranges for edge in (begin, end)})
     active: dict[int, int] = {}  # windows that need what is at the edge, and how far
     place = 0

@@ -160,6 +160,15 @@ def test_what_a_window_is_done_with_is_not_kept() -> None:
     assert most <= 300_000 + 2 * 10_000  # and the blocks at its edges
 
 
+def test_what_cannot_be_made_smaller_is_not_cut() -> None:
+    """A megabase in one block, and a place deeper than a window."""
+    one_block = made_file([(0, start, start + 100, True) for start in range(0, LENGTH - 100, 5000)], [100] * 200, [50_000])
+    deep = made_file([(0, 500_000, 500_100, True)] * 2000, [2000] * 2000, [30_000])
+    for made in (one_block, deep):
+        plan = plan_slice(index_of(made), [Interval(0, 0, LENGTH)], size=made.size, window_bytes=1)
+        assert len(plan.windows) == 1
+
+
 def test_contig_of_unknown_length_is_read_in_windows() -> None:
     """Its end may be past what the index can reach."""
     made = steady()
