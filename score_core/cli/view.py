@@ -95,7 +95,7 @@ def view(
     if input_file is not None:
         return _view_file(context, input_file, input_file_index, wanted, form, target, limits)
     with context.engine(check=check) as engine, context.metadata(engine.repository) as metadata:
-        from score_core.slicing.objects import ViewItem, view_object
+        from score_core.slicing.objects import ViewItem, check_names, view_object
 
         def one(item: ViewItem) -> TransferReport:
             return view_object(engine, metadata, item, wanted, form, target, limits=limits)
@@ -103,6 +103,7 @@ def view(
         if manifest is not None:
             rows = operations.viewable(read_downloads(context.manifest(manifest)))
             items = [ViewItem(row.object_id, row.file_name, index_id) for row, index_id in rows]
+            check_names(items, wanted)
             return context.transfer(engine, items, one, lambda item: (item.object_id, item.file_name or item.object_id))
         item = ViewItem(check_object_id(str(object_id)), index_id=None if index_object_id is None else check_object_id(index_object_id))
         began = time.monotonic()
