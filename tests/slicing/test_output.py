@@ -193,7 +193,7 @@ def test_cram_tells_nothing_of_where_the_reference_is(shelf: Shelf, tmp_path: Pa
     plain = [line for line in headers_of(bam) if line.startswith("@SQ")]
     report = shelf.slice(bam, Wanted(("CHROMOSOME_II",)), Form("cram", reference=CE), tmp_path)
     assert str(DATA) not in samtools("view", "-H", report.path).decode()
-    assert without_digests(headers_of(report.path)) == [line.partition("\tUR:")[0] for line in plain]
+    assert without_digests(headers_of(report.path)) == without_digests(plain)
     assert sorted_tags(samtools("view", "-T", CE, report.path)) == sorted_tags(samtools("view", bam, "CHROMOSOME_II"))
 
 
