@@ -11,13 +11,15 @@ import os
 import stat
 import sys
 import threading
+import time
 import weakref
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Final, Protocol, Self
+from typing import Any, Final, Generic, Protocol, Self, TypeVar
 
 from score_core.checksum import Buffer
+from score_core.errors import ChangedError, Interrupted
 from score_core.model import ByteRange, ObjectSpec, Part, PartReceipt
 from score_core.progress import Silent
 from score_core.transfer.engine import Engine, Run
@@ -27,9 +29,11 @@ from score_core.transfer.stop import Stop
 from score_core.transfer.urls import SharedUrl, Urls
 
 _TICK_S: Final = 0.05
-_GRACE_S: Final = 1.5
+_GRACE_S: Final = 0.5  # how long what is under way may take to notice a stop; it looks between blocks
 _PIECE_BYTES: Final = 8 << 20
 _KEEP_SIZE_AND_PUNCH: Final = 0x01 | 0x02  # FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE
+
+Result = TypeVar("Result")
 
 
 class DataFile(Protocol):
@@ -71,9 +75,10 @@ class DataFile(Protocol):
 class Fetching:
     """Work in a thread; at once when there is none to do."""
 
-    def __init__(self, work: Callable[[], None] | None, stop: Stop | None = None) -> None:
+    def __init__(self, work: Callable[[], None] | None, stop: Stop | None = None, *, grace_s: float = _GRACE_S) -> None:
         self._error: BaseException | None = None
         self._stop = stop
+        self._grace_s = grace_s
         self._thread: threading.Thread | None = None
         if work is not None:
             self._thread = threading.Thread(target=self._run, args=(work,), daemon=True, name="score-fetch")
@@ -89,7 +94,7 @@ class Fetching:
         """Returns once all is there. Raises what went wrong, or `Interrupted`."""
         while self._thread is not None and self._thread.is_alive():
             if self._stop is not None and self._stop.is_set():
-                self._thread.join(_GRACE_S)
+                self._thread.join(self._grace_s)
                 break
             self._thread.join(_TICK_S)
         if self._error is not None:
@@ -102,6 +107,26 @@ class Fetching:
         if self._thread is not None:
             self._thread.join(grace_s)
         return self._thread is None or not self._thread.is_alive()
+
+
+class Later(Generic[Result]):
+    """What `work` returns, worked out in a thread while the caller does something else, or waits so that it can hear signals.
+
+    Python hears none while its main thread is inside htslib, which may wait there for bytes that do not come.
+    """
+
+    def __init__(self, work: Callable[[], Result], stop: Stop) -> None:
+        self._found: list[Result] = []
+        self._doing = Fetching(lambda: self._found.append(work()), stop, grace_s=2 * _GRACE_S)
+
+    def result(self) -> Result:
+        """Waits for it. Raises what the work raised, or `Interrupted` if it did not come to its end."""
+        try:
+            self._doing.wait()
+        except Interrupted:
+            if not self._found:
+                raise
+        return self._found[0]
 
 
 class LocalFile:
@@ -171,7 +196,7 @@ class _Copied(_Sparse):
     """Pieces of a local file, where htslib must find other bytes in some places than the file has."""
 
     def __init__(self, original: LocalFile, folder: Path) -> None:
-        super().__init__(folder / f"copy-{original.name}", original.size)
+        super().__init__(folder / "copy", original.size)
         self.name = original.name
         self._original = original
         weakref.finalize(self, os.close, self._fd)
@@ -262,8 +287,11 @@ class RemoteFile(_Sparse):
         with self._lock:
             self.requests += 1
         etag = transport.get(part.range, self._urls.get(), sink, if_match=self._etag, stop=stop)
-        if self._etag is None:
-            self._etag = etag
+        with self._lock:
+            if self._etag is None:
+                self._etag = etag
+            elif etag not in (None, self._etag):  # two first answers at once
+                raise ChangedError("The object was replaced while it was read; run the same command again to read the new one")
         return part.size
 
     def to_patch(self, folder: Path) -> DataFile:  # noqa: ARG002
@@ -271,11 +299,12 @@ class RemoteFile(_Sparse):
 
     def close(self) -> None:
         """Ends what is under way, and removes the file."""
-        for run, _ in self._runs:
-            run.stop.set()
-        idle = not [run for run, fetching in self._runs if not fetching.is_over(_GRACE_S)]
         with suppress(OSError):
             self.path.unlink()
+        for run, _ in self._runs:
+            run.stop.set()
+        deadline = time.monotonic() + _GRACE_S
+        idle = not [run for run, fetching in self._runs if not fetching.is_over(max(0.0, deadline - time.monotonic()))]
         if idle:  # a thread that is stuck in a read must not write to another file that gets this number
             os.close(self._fd)
 

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import tempfile
 import time
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Final
 
-from score_core.errors import FormatError, ObjectNotFound
+from score_core.checksum import md5_hex
+from score_core.errors import ConfigurationError, FormatError, ObjectMismatch, ObjectNotFound
 from score_core.ids import check_object_id
 from score_core.metadata.base import Metadata, indexes_of
-from score_core.model import SliceReport
+from score_core.model import ObjectSpec, SliceReport
 from score_core.slicing.base import Contigs
-from score_core.slicing.files import LocalFile, RemoteFile
+from score_core.slicing.files import Later, LocalFile, RemoteFile
 from score_core.slicing.output import OutputFormat, Place, output_name
 from score_core.slicing.view import Form, IndexFile, Limits, Wanted, cut
 from score_core.transfer.engine import Engine
@@ -51,35 +52,39 @@ def view_object(
     object_id = check_object_id(item.object_id)
     with ExitStack() as closing:
         folder = _private_folder(closing)
-        asking = ThreadPoolExecutor(2, thread_name_prefix="score-index")
-        closing.callback(asking.shutdown, wait=False, cancel_futures=True)
-        known = asking.submit(_known_of, metadata, item)
-        indexes = _Indexes(engine, folder)
-        first = asking.submit(lambda: indexes.fetch_first(known.result())) if _needs_index(wanted) else None
-        spec = engine.repository.describe(object_id)
-        name = item.file_name or known.result().file_name or spec.file_name or object_id
-        data = closing.enter_context(RemoteFile(engine, spec, folder, name=name))
-        goes_to = _Destination(target, name, wanted, folder, closing)
+        stop = engine.stop.child()
+        closing.callback(stop.set)  # for what is still asked when something failed
 
-        def index_file(contigs: Contigs) -> IndexFile | None:
-            assert first is not None
-            return indexes.best(contigs, first.result())
+        def work() -> SliceReport:
+            known = Later(lambda: _known_of(metadata, item), stop)
+            indexes = _Indexes(replace(engine, stop=stop), folder)
+            first = Later(lambda: indexes.fetch_first(known.result()), stop) if _needs_index(wanted) else None
+            spec = engine.repository.describe(object_id)
+            name = item.file_name or known.result().file_name or spec.file_name or object_id
+            data = closing.enter_context(RemoteFile(engine, spec, folder, name=name))
+            goes_to = _Destination(target, name, wanted, folder, closing)
 
-        made = cut(data, index_file, wanted, form, goes_to.place, folder=folder, limits=limits, stop=engine.stop)
-        report = SliceReport(
-            object_id,
-            goes_to.label,
-            "sliced",
-            size=spec.size,
-            bytes_moved=data.fetched + indexes.fetched,
-            retries=data.retries + indexes.retries,
-            seconds=time.monotonic() - began,
-            records=made.records,
-            requests=data.requests + indexes.requests,
-            format=made.format,
-            version=data.version,
-            skipped_contigs=made.skipped_contigs,
-        )
+            def index_file(contigs: Contigs) -> IndexFile | None:
+                assert first is not None
+                return indexes.best(contigs, first.result())
+
+            made = cut(data, index_file, wanted, form, goes_to.place, folder=folder, limits=limits, stop=stop)
+            return SliceReport(
+                object_id,
+                goes_to.label,
+                "sliced",
+                size=spec.size,
+                bytes_moved=data.fetched + indexes.fetched,
+                retries=data.retries + indexes.retries,
+                seconds=time.monotonic() - began,
+                records=made.records,
+                requests=data.requests + indexes.requests,
+                format=made.format,
+                version=data.version,
+                skipped_contigs=made.skipped_contigs,
+            )
+
+        report = Later(work, stop).result()
     engine.progress.end(report)
     return report
 
@@ -93,29 +98,35 @@ def view_file(
         ScoreError: as `view.cut`; no file appeared.
     """
     began = time.monotonic()
+    stop = stop or Stop()
     with ExitStack() as closing:
         folder = _private_folder(closing)
-        data = closing.enter_context(LocalFile(path))
-        goes_to = _Destination(target, data.name, wanted, folder, closing)
 
         def index_file(contigs: Contigs) -> IndexFile | None:
             found = index or _beside(path, long=_is_long(contigs))
             if found is None:
                 return None
             with LocalFile(found) as file:
+                if file.size > _MAX_INDEX_BYTES:
+                    raise _too_long(found.name, file.size)
                 return IndexFile(file.read(0, file.size), found.name)
 
-        made = cut(data, index_file, wanted, form, goes_to.place, folder=folder, limits=limits, stop=stop)
-        return SliceReport(
-            str(path),
-            goes_to.label,
-            "sliced",
-            size=data.size,
-            seconds=time.monotonic() - began,
-            records=made.records,
-            format=made.format,
-            skipped_contigs=made.skipped_contigs,
-        )
+        def work() -> SliceReport:
+            data = closing.enter_context(LocalFile(path))
+            goes_to = _Destination(target, data.name, wanted, folder, closing)
+            made = cut(data, index_file, wanted, form, goes_to.place, folder=folder, limits=limits, stop=stop)
+            return SliceReport(
+                str(path),
+                goes_to.label,
+                "sliced",
+                size=data.size,
+                seconds=time.monotonic() - began,
+                records=made.records,
+                format=made.format,
+                skipped_contigs=made.skipped_contigs,
+            )
+
+        return Later(work, stop).result()
 
 
 def _private_folder(closing: ExitStack) -> Path:
@@ -191,13 +202,26 @@ class _Indexes:
         except ObjectNotFound as error:
             raise ObjectNotFound(f"The index {name} is not there: {error}", status=404) from None
         if spec.size > _MAX_INDEX_BYTES:
-            raise FormatError(f"{name} has {spec.size:,} bytes, more than any index has")
-        with RemoteFile(self.engine, spec, self.folder, name=name) as file:
-            data = file.read(0, spec.size)
-            self.fetched += file.fetched
-            self.requests += file.requests
-            self.retries += file.retries
+            raise _too_long(name, spec.size)
+        data = self._read(spec, name)
+        if spec.md5 is not None and md5_hex(data) != spec.md5:  # nothing in an index would tell
+            data = self._read(spec, name)
+            if md5_hex(data) != spec.md5:
+                raise ObjectMismatch(f"{name} is damaged", expected=spec.md5, actual=md5_hex(data))
         return IndexFile(data, name)
+
+    def _read(self, spec: ObjectSpec, name: str) -> bytes:
+        with RemoteFile(self.engine, spec, self.folder, name=name, suffix=".index") as file:
+            try:
+                return file.read(0, spec.size)
+            finally:
+                self.fetched += file.fetched
+                self.requests += file.requests
+                self.retries += file.retries
+
+
+def _too_long(name: str, size: int) -> FormatError:
+    return FormatError(f"{name} has {size:,} bytes, more than any index has")
 
 
 class _Destination:
@@ -214,9 +238,28 @@ class _Destination:
     def place(self, form: OutputFormat) -> Place:
         where = self._target
         if isinstance(where, Path):
-            where = safe_target(where, output_name(self._name.rpartition("/")[2], _what(self._wanted), form))
+            where = safe_target(where, slice_name(self._name, self._wanted, form))
             self.label = str(where)
         return self._closing.enter_context(Place(where, self._folder))
+
+
+def slice_name(name: str, wanted: Wanted, extension: str) -> str:
+    """The name of the file that a slice of the file `name` is written to."""
+    return output_name(name.rpartition("/")[2], _what(wanted), extension)
+
+
+def check_names(items: Sequence[ViewItem], wanted: Wanted) -> None:
+    """Raises `ConfigurationError` if the slices of two items would be written to one file."""
+    taken: dict[tuple[str, bool], str] = {}
+    for item in items:
+        name = item.file_name or item.object_id
+        target = slice_name(name, wanted, ""), name.lower().endswith((".vcf.gz", ".vcf.bgz", ".bcf"))
+        if target in taken:
+            raise ConfigurationError(
+                f"The slices of objects {taken[target]} and {item.object_id} would have the same file name, {target[0]}...: "
+                "ask for them one after another, with two folders"
+            )
+        taken[target] = item.object_id
 
 
 def _what(wanted: Wanted) -> str:

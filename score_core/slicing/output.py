@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import secrets
 import select
 import shutil
+import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -17,7 +19,7 @@ import pysam.bcftools
 import pysam.utils
 
 from score_core import __version__
-from score_core.errors import ConfigurationError, FormatError, LocalFileError
+from score_core.errors import ConfigurationError, FormatError, LocalFileError, NoSpaceError
 from score_core.slicing import bgzf, cram
 from score_core.slicing.base import Contigs, file_offset
 from score_core.slicing.formats import Header, read_header
@@ -33,6 +35,7 @@ _MAX_NAME: Final = 128  # the Java client's (protocol section 17.2)
 _MAX_BAI_LENGTH: Final = 1 << 29
 _COPY_BYTES: Final = 1 << 20
 _THREADS: Final = 2  # compress beside the thread that reads; more gain nothing, for that one cannot keep up
+_WRITE_ERRORS: Final = frozenset({errno.EFBIG, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENXIO})
 _ID: Final = re.compile(r"\tID:([^\t]*)")
 
 
@@ -124,7 +127,7 @@ class Place:
     def __init__(self, target: Path | IO[bytes], folder: Path) -> None:
         self._target = target
         self._scratch: list[Path] = []
-        self._opened: list[IO[bytes]] = []
+        self._opened: list[IO[bytes] | pysam.AlignmentFile] = []
         self._folder = folder
         if isinstance(target, Path):
             self._folder = target.parent
@@ -142,8 +145,14 @@ class Place:
 
     def opened(self, path: Path) -> IO[bytes]:
         """The file at a path, new, and closed with the place at the latest."""
-        self._opened.append(path.open("wb"))
-        return self._opened[-1]
+        file = path.open("wb")
+        self._opened.append(file)
+        return file
+
+    def closes(self, file: pysam.AlignmentFile) -> pysam.AlignmentFile:
+        """This file, closed with the place at the latest: left to itself, htslib would tell the terminal that it could not be."""
+        self._opened.append(file)
+        return file
 
     def stream(self) -> IO[bytes] | None:
         """The stream as a file with a descriptor of its own, to be written to directly; None for a path."""
@@ -151,8 +160,9 @@ class Place:
             return None
         try:
             self._target.flush()
-            self._opened.append(os.fdopen(os.dup(self._target.fileno()), "wb"))
-            return self._opened[-1]
+            file = os.fdopen(os.dup(self._target.fileno()), "wb")
+            self._opened.append(file)
+            return file
         except OSError:  # one in memory
             return None
 
@@ -170,9 +180,11 @@ class Place:
     def publish(self, path: Path) -> None:
         """Gives a finished file its name, or copies it to the stream."""
         if not isinstance(self._target, Path):
-            with path.open("rb") as file:
-                shutil.copyfileobj(file, self._target, _COPY_BYTES)
-            self._target.flush()
+            # Buffered by us: Python's own stdout takes a part and says how much, when it is told to be unbuffered (PYTHONUNBUFFERED)
+            stream = self.stream() or self._target
+            with writing(self), path.open("rb") as file:
+                shutil.copyfileobj(file, stream, _COPY_BYTES)
+                stream.flush()
             return
         _rename(path, self._target)
 
@@ -185,7 +197,7 @@ class Place:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        for file in self._opened:
+        for file in reversed(self._opened):
             with suppress(OSError):
                 file.close()
         for path in self._scratch:
@@ -206,12 +218,31 @@ def writing(place: Place) -> Iterator[None]:
     """Turns what htslib says when it cannot write into one sentence; a stream that nobody reads raises `BrokenPipeError`."""
     try:
         yield
-    except BrokenPipeError:
+    except (BrokenPipeError, LocalFileError):
         raise
-    except OSError as error:
+    except (OSError, pysam.utils.SamtoolsError) as error:  # the latter is of what makes indexes
         if place.stream_is_gone():
             raise BrokenPipeError from None
-        raise LocalFileError(f"Cannot write {place.label}: {error.strerror or 'is the disk full?'}") from error
+        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+            raise NoSpaceError(f"No space left to write {place.label}: free some space and run the same command again") from error
+        raise LocalFileError(f"Cannot write {place.label}: {_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    """htslib often tells the number of something that went wrong before, so only what can stop a write is believed."""
+    number = getattr(error, "errno", None)
+    return os.strerror(number).lower() if number in _WRITE_ERRORS else "is the disk full?"
+
+
+@contextmanager
+def _hushed() -> Iterator[None]:
+    """Without the word on the terminal of a file that fails as it is made: that goes away unclosed, and complains of it."""
+    before = sys.unraisablehook, sys.excepthook
+    sys.unraisablehook, sys.excepthook = lambda _: None, lambda *_: None  # Cython uses both
+    try:
+        yield
+    finally:
+        sys.unraisablehook, sys.excepthook = before
 
 
 class AlignmentWriter:
@@ -257,8 +288,9 @@ class AlignmentWriter:
             options["reference_filename"] = str(self._reference) if self._reference else None
         where = str(where) if isinstance(where, Path) else where
         threads = _THREADS if form != "sam" else 1
-        with writing(self._place):
-            return pysam.AlignmentFile(where, _MODES[form], header=pysam.AlignmentHeader.from_text(text), threads=threads, **options)
+        with writing(self._place), _hushed():
+            header = pysam.AlignmentHeader.from_text(text)
+            return self._place.closes(pysam.AlignmentFile(where, _MODES[form], header=header, threads=threads, **options))
 
     def finish(self, *, index: bool = False) -> None:
         """Completes the output and publishes it, with `index` after its index."""
@@ -267,6 +299,8 @@ class AlignmentWriter:
             if self._direct is not None:
                 self._direct.close()
             if self._body is None:
+                if self._place.stream_is_gone():  # pysam keeps that to itself when a file is closed
+                    raise BrokenPipeError
                 return
             body = self._body
             if self.unseen_groups or self._body_form != self._form:
