@@ -13,7 +13,7 @@ from typing import IO, Final
 from score_core.checksum import md5_hex
 from score_core.errors import ConfigurationError, FormatError, ObjectMismatch, ObjectNotFound
 from score_core.ids import check_object_id
-from score_core.metadata.base import Metadata, indexes_of
+from score_core.metadata.base import REGION_INDEX_SUFFIXES, Metadata, indexes_of
 from score_core.model import ObjectSpec, SliceReport
 from score_core.slicing.base import Contigs
 from score_core.slicing.files import Later, LocalFile, RemoteFile
@@ -23,7 +23,6 @@ from score_core.transfer.engine import Engine
 from score_core.transfer.files import safe_target
 from score_core.transfer.stop import Stop
 
-INDEX_SUFFIXES: Final = (".bai", ".csi", ".crai", ".tbi")  # of indexes that are read here, the usual before the special
 _LONG_CONTIG: Final = 1 << 29  # BAI and TBI know nothing past it (SAM specification, section 5.1.1)
 _MAX_INDEX_BYTES: Final = 512 << 20
 
@@ -143,7 +142,7 @@ def _is_long(contigs: Contigs) -> bool:
 
 def _beside(path: Path, *, long: bool) -> Path | None:
     """The index of a local file: its name and a suffix, or its name with the suffix replaced."""
-    suffixes = sorted(INDEX_SUFFIXES, key=lambda suffix: suffix != ".csi") if long else INDEX_SUFFIXES
+    suffixes = sorted(REGION_INDEX_SUFFIXES, key=lambda suffix: suffix != ".csi") if long else REGION_INDEX_SUFFIXES
     names = [path.with_name(path.name + suffix) for suffix in suffixes] + [path.with_suffix(suffix) for suffix in suffixes]
     return next((name for name in names if name.is_file()), None)
 
@@ -167,7 +166,7 @@ def _known_of(metadata: Metadata | None, item: ViewItem) -> _Known:
             name = entity.file_name
             if item.index_id is None:
                 siblings = list(metadata.entities(analysis_id=entity.analysis_id, study_id=entity.study_id))
-                found = [(index.object_id, index.file_name) for index in indexes_of(entity, siblings, INDEX_SUFFIXES)]
+                found = [(index.object_id, index.file_name) for index in indexes_of(entity, siblings, REGION_INDEX_SUFFIXES)]
     if item.index_id is not None:
         found = [(check_object_id(item.index_id), f"index {item.index_id}")]
     return _Known(name, tuple(found))

@@ -20,6 +20,7 @@ import pysam.utils
 
 from score_core import __version__
 from score_core.errors import ConfigurationError, FormatError, LocalFileError, NoSpaceError
+from score_core.metadata.base import REGION_INDEX_SUFFIXES
 from score_core.slicing import bgzf, cram
 from score_core.slicing.base import Contigs, file_offset
 from score_core.slicing.formats import Header, read_header
@@ -178,7 +179,7 @@ class Place:
         return bool(look.poll(0))
 
     def publish(self, path: Path) -> None:
-        """Gives a finished file its name, or copies it to the stream."""
+        """Gives a finished file its name, or copies it to the stream. Indexes of an earlier file of that name go: they are not its."""
         if not isinstance(self._target, Path):
             # Buffered by us: Python's own stdout takes a part and says how much, when it is told to be unbuffered (PYTHONUNBUFFERED)
             stream = self.stream() or self._target
@@ -186,6 +187,9 @@ class Place:
                 shutil.copyfileobj(file, stream, _COPY_BYTES)
                 stream.flush()
             return
+        for suffix in REGION_INDEX_SUFFIXES:
+            with explained("remove", stale := self._target.with_name(self._target.name + suffix)):
+                stale.unlink(missing_ok=True)
         _rename(path, self._target)
 
     def publish_beside(self, path: Path, suffix: str) -> None:

@@ -311,6 +311,13 @@ def test_existing_file_is_replaced_by_a_new_one(shelf: Shelf, tmp_path: Path) ->
     assert {path.name for path in tmp_path.iterdir()} == {target.name, f"{target.name}.bai"}
 
 
+def test_index_of_a_replaced_file_goes_with_it(shelf: Shelf, tmp_path: Path) -> None:
+    """It would lead readers to wrong places of the new one."""
+    first = shelf.slice(NA12878, Wanted((REGION,)), Form("bam", index=True), tmp_path)
+    again = shelf.slice(NA12878, Wanted((REGION,), contained=True), Form("bam"), tmp_path)
+    assert (first.path, [path.name for path in tmp_path.iterdir()]) == (again.path, [Path(again.path).name])
+
+
 @pytest.mark.parametrize(
     ("source", "kind"), [(NA12878, "sam"), (NA12878, "bam"), (NA12878, "cram"), (DATA / "ex1.vcf.gz", "vcf"), (DATA / "ex1.vcf.gz", "bcf")]
 )
