@@ -23,7 +23,7 @@ from prefect.context import TaskRunContext
 
 from score_core import __version__
 from score_core.errors import ChangedError, FormatError, Interrupted, LocalFileError, ObjectNotFound, ScoreError
-from score_core.metadata.base import Metadata
+from score_core.metadata.base import REGION_INDEX_SUFFIXES, Metadata
 from score_core.model import ObjectSpec, SliceReport
 from score_core.operations import file_md5
 from score_core.transfer.policy import is_retryable
@@ -223,11 +223,9 @@ def _is_of_another(report: SliceReport, item: SliceItem) -> bool:
 
 
 def _files_of(path: Path, *, index: bool) -> Iterator[Path]:
-    from score_core.slicing.objects import INDEX_SUFFIXES
-
     yield path
     if index:
-        yield from (beside for suffix in INDEX_SUFFIXES if (beside := path.with_name(path.name + suffix)).is_file())
+        yield from (beside for suffix in REGION_INDEX_SUFFIXES if (beside := path.with_name(path.name + suffix)).is_file())
 
 
 def _fingerprint(path: Path, stop: Stop) -> dict[str, Any]:
