@@ -279,7 +279,7 @@ def test_index_of_another_cram_is_noticed(rig: SliceRig, files: Files, options: 
 
 
 @pytest.mark.parametrize("name", FORMATS)
-@pytest.mark.parametrize("share", [0.0, 0.01, 0.3, 0.7, 0.99])
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.99])
 def test_index_cut_off_is_noticed(rig: SliceRig, files: Files, name: str, share: float) -> None:
     index = files[name].index.read_bytes()
     rig.put(files[name], index=index[: int(len(index) * share)])
@@ -334,7 +334,7 @@ def test_index_is_held_against_its_digest(rig: SliceRig, files: Files, monkeypat
 
 
 @pytest.mark.parametrize("name", FORMATS)
-@pytest.mark.parametrize("share", [0.0001, 0.01, 0.2, 0.9, 0.9999])
+@pytest.mark.parametrize("share", [0.0001, 0.2, 0.9999])
 def test_cut_off_file_gives_no_half_answer(rig: SliceRig, files: Files, name: str, share: float) -> None:
     data = files[name].path.read_bytes()
     rig.put(files[name], data=data[: int(len(data) * share)])
@@ -477,7 +477,7 @@ def size_limit(most: int) -> Iterator[None]:
 
 def test_disk_holds_two_windows_at_most(rig: SliceRig, monkeypatch: pytest.MonkeyPatch) -> None:
     path = rig.folder / "genome.bam"
-    make_genome(path, 6_000_000)
+    make_genome(path, 5_000_000)
     rig.put(Made(path, path.with_name("genome.bam.bai"), ()))
     rig.limits = Limits(window_bytes=500_000, connections=2)
     taken = []
@@ -488,7 +488,7 @@ def test_disk_holds_two_windows_at_most(rig: SliceRig, monkeypatch: pytest.Monke
         drop(self, ranges)
 
     monkeypatch.setattr(RemoteFile, "drop", counted)
-    assert rig.view("chr1", "chr2", "chr3", "chrX").records > 90_000
+    assert rig.view("chr1", "chr2", "chr3", "chrX").records > 70_000
     assert len(taken) > 10
     # Blocks that windows share, and two places that all need, the header and the end, come on top
     assert max(taken) < 2 * (500_000 + 2 * MAX_BLOCK_BYTES) + 2 * HEAD_BYTES < path.stat().st_size // 3
@@ -642,11 +642,8 @@ OUTPUTS = [
 
 
 @pytest.mark.parametrize(("name", "form", "original"), OUTPUTS)
-@pytest.mark.parametrize("buffered", [True, False])
-def test_reader_that_leaves_ends_it_quietly(
-    files: Files, nowhere_else: None, tmp_path: Path, name: str, form: str, original: bool, buffered: bool
-) -> None:
-    with view_to(subprocess.PIPE, files[name].path, form, tmp_path, original=original, buffered=buffered) as process:
+def test_reader_that_leaves_ends_it_quietly(files: Files, nowhere_else: None, tmp_path: Path, name: str, form: str, original: bool) -> None:
+    with view_to(subprocess.PIPE, files[name].path, form, tmp_path, original=original, buffered=form == "sam") as process:
         assert process.stdout is not None
         assert process.stderr is not None
         assert process.stdout.read(10)
@@ -656,7 +653,7 @@ def test_reader_that_leaves_ends_it_quietly(
     assert list((tmp_path / "temp").iterdir()) == []
 
 
-@pytest.mark.parametrize(("name", "form", "original"), OUTPUTS)
+@pytest.mark.parametrize(("name", "form", "original"), OUTPUTS[1::2])
 def test_full_disk_behind_standard_output_is_told(
     files: Files, nowhere_else: None, tmp_path: Path, name: str, form: str, original: bool
 ) -> None:
