@@ -67,6 +67,10 @@ class DataFile(Protocol):
         """Frees the space of ranges that nobody reads any more."""
         ...
 
+    def check_unchanged(self) -> None:
+        """Raises `ChangedError` if the file changed since it was opened; what was fetched has been compared already."""
+        ...
+
     def to_patch(self, folder: Path) -> DataFile:
         """The same, with a `path` that can be patched: in `folder`, if its own cannot. The caller closes this one."""
         ...
@@ -154,6 +158,9 @@ class LocalFile:
 
     def drop(self, ranges: Sequence[ByteRange]) -> None: ...
 
+    def check_unchanged(self) -> None:
+        self._source.check_unchanged()
+
     def to_patch(self, folder: Path) -> DataFile:
         return _Copied(self, folder)
 
@@ -213,6 +220,9 @@ class _Copied(_Sparse):
             for at in range(wanted.offset, wanted.end, _PIECE_BYTES):
                 self.read(at, min(_PIECE_BYTES, wanted.end - at))
         return Fetching(None)
+
+    def check_unchanged(self) -> None:
+        self._original.check_unchanged()
 
     def to_patch(self, folder: Path) -> DataFile:  # noqa: ARG002
         return self
@@ -293,6 +303,8 @@ class RemoteFile(_Sparse):
             elif etag not in (None, self._etag):  # two first answers at once
                 raise ChangedError("The object was replaced while it was read; run the same command again to read the new one")
         return part.size
+
+    def check_unchanged(self) -> None: ...
 
     def to_patch(self, folder: Path) -> DataFile:  # noqa: ARG002
         return self

@@ -223,8 +223,7 @@ class _Job:
                     self._copy(writer, found, where=span)
         if query.unplaced:
             self._copy_unplaced(writer, unplaced)
-        self._stop.check()
-        writer.finish(index=self._form.index)
+        self._publish(writer)
         return Slice(self._format, self._records, planned, skipped)
 
     def _query(self, contigs: Contigs) -> tuple[Query, tuple[str, ...]]:
@@ -322,8 +321,7 @@ class _Job:
         with self._piped(pieces) as records:
             writer = self._writer(records)
             self._copy(writer, records, where="it")
-        self._stop.check()
-        writer.finish(index=self._form.index)
+        self._publish(writer)
         return Slice(self._format, self._records, size)
 
     @contextmanager
@@ -432,6 +430,11 @@ class _Job:
         return AlignmentWriter(
             self._header, self._format, self._place, original=form.original_header, command=form.command, reference=form.reference
         )
+
+    def _publish(self, writer: Writer) -> None:
+        self._stop.check()
+        self._data.check_unchanged()
+        writer.finish(index=self._form.index)
 
     def _copy(self, writer: Writer, records: Iterable[Any], *, where: Span | str) -> None:
         remaining = iter(records)

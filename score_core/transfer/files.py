@@ -107,7 +107,7 @@ class SourceFile:
         now = self._look()
         if now != self.fingerprint or (named.st_dev, named.st_ino) != (now.device, now.inode):
             raise ChangedError(
-                f"{self.path} changed while it was read; nothing was published: upload it when nothing writes to it any more"
+                f"{self.path} changed while it was read; nothing was published: run the same command again when nothing writes to it"
             )
 
     def close(self) -> None:

@@ -40,7 +40,7 @@ from score_core.slicing import objects, view
 from score_core.slicing.bgzf import MAX_BLOCK_BYTES
 from score_core.slicing.files import RemoteFile
 from score_core.slicing.formats import HEAD_BYTES
-from score_core.slicing.objects import ViewItem, view_object
+from score_core.slicing.objects import ViewItem, view_file, view_object
 from score_core.slicing.plan import SlicePlan, plan_slice
 from score_core.slicing.view import Form, Limits, Wanted
 from score_core.testing.faults import (
@@ -680,3 +680,20 @@ def test_two_at_once_into_one_place(rig: SliceRig, files: Files) -> None:
         reports = list(pool.map(lambda _: rig.view("c1", "c2"), range(4)))
     assert len({report.path for report in reports}) == 1
     rig.assert_right("c1", "c2")
+
+
+@pytest.mark.parametrize("name", ["htsnexus_test_NA12878.bam", "NA12878.embedref.cram"])
+def test_local_file_that_changes_while_it_is_read_is_an_error(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data, index = tmp_path / name, next((ROOT / "tests" / "data").glob(f"{name}.?*ai"))
+    shutil.copy(ROOT / "tests" / "data" / name, data)
+    plan = plan_slice
+
+    def meanwhile_written_to(*given: Any, **more: Any) -> SlicePlan:
+        with data.open("r+b") as file:
+            file.write(b"\0")
+        return plan(*given, **more)
+
+    monkeypatch.setattr(view, "plan_slice", meanwhile_written_to)
+    with pytest.raises(ChangedError, match="changed while it was read"):
+        view_file(data, index, Wanted(("11:5000000-5001000",)), Form("sam"), tmp_path / "out")
+    assert list((tmp_path / "out").iterdir()) == []
