@@ -689,8 +689,8 @@ def test_local_file_that_changes_while_it_is_read_is_an_error(name: str, tmp_pat
     plan = plan_slice
 
     def meanwhile_written_to(*given: Any, **more: Any) -> SlicePlan:
-        with data.open("r+b") as file:
-            file.write(b"\0")
+        with data.open("ab") as file:
+            file.write(b"more")
         return plan(*given, **more)
 
     monkeypatch.setattr(view, "plan_slice", meanwhile_written_to)
