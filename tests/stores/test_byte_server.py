@@ -6,6 +6,9 @@ import logging
 import os
 import re
 import socket
+import struct
+import threading
+import time
 from urllib.parse import urlsplit
 
 import pytest
@@ -400,3 +403,18 @@ def test_part_of_an_upload_that_is_aborted_as_it_begins_to_come(store, monkeypat
     answer = request(url, data=b"bytes")
     assert (answer.status, b"NoSuchUpload" in answer.data) == (404, True)
     assert "The store failed" not in caplog.text
+
+
+def test_reader_that_hangs_up_is_no_fault(store, caplog):
+    """htslib does so at each jump."""
+    publish(store, "data/x", b"bytes")
+    address, signed = urlsplit(store.base_url), get_url(store, "data/x")
+    with socket.create_connection((address.hostname, address.port), timeout=10) as sock:
+        sock.sendall(f"GET {path_of(signed)} HTTP/1.1\r\nHost: {address.netloc}\r\n\r\n".encode())
+        assert b"bytes" in sock.recv(65536)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # closing sends a reset
+    deadline = time.monotonic() + 5
+    while any(thread.name.startswith("Thread-") and "process_request" in thread.name for thread in threading.enumerate()):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert caplog.text == ""
