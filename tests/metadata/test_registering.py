@@ -25,7 +25,7 @@ from score_core.metadata.registering import (
 )
 from score_core.metadata.registry import Registry
 from score_core.operations import DownloadItem, UploadItem
-from tests.metadata.test_song import ANALYSIS, ANALYSIS_BODY, song_with  # noqa: F401  # a fixture
+from tests.metadata.test_song import ANALYSIS, ANALYSIS_BODY, song_with, stage  # noqa: F401  # fixtures
 
 NAMES = st.lists(st.text(min_size=1, max_size=20).filter(lambda name: name_problem(name) is None), min_size=1, max_size=8, unique=True)
 
