@@ -6,7 +6,6 @@ Importing this is cheap: cyclopts and a command's own module are loaded when a c
 from __future__ import annotations
 
 import errno
-import gc
 import os
 import sys
 from collections.abc import Sequence
@@ -85,8 +84,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     As a process (`argv` None) it ends here: threads that are stuck when it was interrupted do not keep it, nor does Python's clearing up of
     thousands of modules, which takes 50 ms.
     """
-    if argv is None:
-        gc.set_threshold(50_000)  # imports make few cycles and many objects: looking for them after every 700 takes 40 ms of a start
     code = _run(list(sys.argv[1:] if argv is None else argv))
     if argv is None:
         for stream in (sys.stdout, sys.stderr):

@@ -366,12 +366,12 @@ class LocalStore:
                 return False
             old = _linked_id(path)
             for attempt in range(1, _ATTEMPTS + 1):
-                path.parent.mkdir(parents=True, exist_ok=True)
                 try:
+                    path.parent.mkdir(parents=True, exist_ok=True)
                     aside.replace(path)
                     break
-                except FileNotFoundError:
-                    if attempt == _ATTEMPTS:
+                except (FileNotFoundError, FileExistsError):  # a deleter removed the empty folder, or just before mkdir looked at it
+                    if attempt == _ATTEMPTS or path.parent.is_file():
                         raise
         _sync_folder(path.parent)
         self._remove_folder(old)

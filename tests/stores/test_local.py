@@ -1,3 +1,4 @@
+import errno
 import json
 import multiprocessing
 import os
@@ -451,3 +452,18 @@ def test_key_that_others_can_read_is_warned_of(tmp_path, caplog):
 
 def test_repr_shows_no_query(store):
     assert "Signature" not in repr(get_url(store, "a", lifetime_s=10))
+
+
+def test_folder_that_goes_while_it_is_made(store, monkeypatch):
+    """`mkdir` finds it there, and when it looks whether it is a folder, a deleter has removed it."""
+    make, met = os.mkdir, []
+
+    def racing(path, *mode):
+        if str(path).endswith("deep") and not met:
+            met.append(path)
+            raise FileExistsError(errno.EEXIST, "File exists", str(path))
+        make(path, *mode)
+
+    monkeypatch.setattr(os, "mkdir", racing)
+    store.write("data/deep/5", b"bytes")
+    assert (len(met), store.read("data/deep/5")) == (1, b"bytes")
