@@ -456,7 +456,8 @@ def test_repr_shows_no_query(store):
 
 def test_folder_that_goes_while_it_is_made(store, monkeypatch):
     """`mkdir` finds it there, and when it looks whether it is a folder, a deleter has removed it."""
-    make, met = os.mkdir, []
+    make = os.mkdir
+    met: list[object] = []
 
     def racing(path, *mode):
         if str(path).endswith("deep") and not met:
