@@ -9,7 +9,6 @@ import dataclasses
 import hashlib
 import json
 import os
-import shlex
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -79,9 +78,7 @@ class SliceOptions:
         """The form of an object's slice. Its header says which `score view` would make the same."""
         from score_core.slicing.view import Form
 
-        what = ["--bed-query", self.bed] if self.bed else ["--query", *self.regions] if self.regions else []
-        flags = [f"--{name}" for name, given in (("contained", self.contained), ("header-only", self.header_only)) if given]
-        command = shlex.join(["score", "view", "--object-id", object_id, *what, *flags])
+        command = self.wanted().command("--object-id", object_id)
         return Form(self.output_format, self.original_header, command, self.output_index, self.reference)
 
     def limits(self, connections: int) -> Limits:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shlex
 import sys
 import time
 from collections.abc import Sequence
@@ -90,7 +89,7 @@ def view(
     wanted = _wanted(query, bed_query, contained=contained, skip_unknown=skip_unknown, header_only=header_only)
     target = _target(context, output_dir, output_format, stdout=stdout, manifest=manifest)
     source = ["--object-id", object_id] if object_id else ["--input-file", str(input_file)] if input_file else ["--manifest", str(manifest)]
-    form = _form(output_format, reference_file, command=_command(source, wanted), original=output_original_header, index=output_index)
+    form = _form(output_format, reference_file, command=wanted.command(*source), original=output_original_header, index=output_index)
     limits = _limits(context, max_bytes)
     if input_file is not None:
         return _view_file(context, input_file, input_file_index, wanted, form, target, limits)
@@ -171,13 +170,6 @@ def _form(output_format: str | None, reference: Path | None, *, command: str, or
     from score_core.slicing.view import Form
 
     return Form(output_format, original_header=original, command=command, index=index, reference=reference)
-
-
-def _command(source: Sequence[str], wanted: Wanted) -> str:
-    """What the header of a slice says of how it was made: nothing of this machine but the names that were given."""
-    what = ["--bed-query", str(wanted.bed)] if wanted.bed else ["--query", *wanted.regions] if wanted.regions else []
-    flags = [*(["--contained"] if wanted.contained else []), *(["--header-only"] if wanted.header_only else [])]
-    return shlex.join(["score", "view", *source, *what, *flags])
 
 
 def _limits(context: Context, max_bytes: str | None) -> Limits:

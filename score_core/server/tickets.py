@@ -42,7 +42,6 @@ _GAP_BYTES: Final = 64 << 10  # ranges so near to each other are one: a reader w
 _BIN_BASES: Final = 1 << 14
 _MAX_RANGES: Final = 2_000
 _MAX_BLOCK_BYTES: Final = 1 << 30  # of one URL, as the specification asks
-_MAX_BAI_POSITION: Final = 1 << 29
 
 _INDEXES: Final[dict[Format, tuple[str, ...]]] = {"BAM": (".bai", ".csi"), "CRAM": (".crai",), "VCF": (".tbi", ".csi"), "BCF": (".csi",)}
 
@@ -187,7 +186,7 @@ class Tickets:
         if metadata is None or entity is None:
             return []
         suffixes = _INDEXES[header.format]
-        if any((contig.length or 0) > _MAX_BAI_POSITION for contig in header.contigs.contigs):
+        if header.contigs.are_long:
             suffixes = suffixes[::-1]
         return indexes_of(entity, list(metadata.entities(analysis_id=entity.analysis_id)), suffixes)
 

@@ -10,10 +10,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal, NamedTuple, Protocol
+from typing import Final, Literal, NamedTuple, Protocol
 
 Format = Literal["BAM", "CRAM", "VCF", "BCF"]
 IndexKind = Literal["BAI", "CSI", "TBI", "CRAI"]
+
+_MAX_BAI_LENGTH: Final = 1 << 29
 
 ReadRange = Callable[[int, int], bytes]
 """Bytes of a file: from an offset, so many, fewer only where the file ends. Raises `ScoreError`."""
@@ -37,6 +39,11 @@ class Contigs:
     def ids(self) -> dict[str, int]:
         """Contig names to their ids."""
         return {contig.name: tid for tid, contig in enumerate(self.contigs)}
+
+    @property
+    def are_long(self) -> bool:
+        """Whether one has more bases than BAI and TBI can tell of: then the index must be a CSI (SAM specification, section 5.1.1)."""
+        return any((contig.length or 0) > _MAX_BAI_LENGTH for contig in self.contigs)
 
     def __len__(self) -> int:
         return len(self.contigs)

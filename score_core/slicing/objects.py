@@ -23,7 +23,6 @@ from score_core.transfer.engine import Engine
 from score_core.transfer.files import safe_target
 from score_core.transfer.stop import Stop
 
-_LONG_CONTIG: Final = 1 << 29  # BAI and TBI know nothing past it (SAM specification, section 5.1.1)
 _MAX_INDEX_BYTES: Final = 512 << 20
 
 Target = Path | IO[bytes]
@@ -102,7 +101,7 @@ def view_file(
         folder = _private_folder(closing)
 
         def index_file(contigs: Contigs) -> IndexFile | None:
-            found = index or _beside(path, long=_is_long(contigs))
+            found = index or _beside(path, long=contigs.are_long)
             if found is None:
                 return None
             with LocalFile(found) as file:
@@ -134,10 +133,6 @@ def _private_folder(closing: ExitStack) -> Path:
 
 def _needs_index(wanted: Wanted) -> bool:
     return not wanted.header_only and (wanted.bed is not None or "." not in wanted.regions)
-
-
-def _is_long(contigs: Contigs) -> bool:
-    return any((contig.length or 0) > _LONG_CONTIG for contig in contigs.contigs)
 
 
 def _beside(path: Path, *, long: bool) -> Path | None:
@@ -190,7 +185,7 @@ class _Indexes:
 
     def best(self, contigs: Contigs, first: IndexFile | None) -> IndexFile | None:
         """The first, or a CSI where contigs are too long for the others."""
-        if first is None or first.name.endswith(".csi") or not _is_long(contigs):
+        if first is None or first.name.endswith(".csi") or not contigs.are_long:
             return first
         other = next((index for index in self._known.indexes if index[1].lower().endswith(".csi")), None)
         return first if other is None else self._fetch(*other)

@@ -33,7 +33,6 @@ _MODES: Final = {"sam": "w", "bam": "wb", "cram": "wc"}
 _CRAM_VERSION: Final = b"version=3.0"  # what every reader of the last ten years reads
 _BAM_LEVEL: Final = b"level=4"  # half the time of zlib's usual 6, and 8 % more bytes
 _MAX_NAME: Final = 128  # the Java client's (protocol section 17.2)
-_MAX_BAI_LENGTH: Final = 1 << 29
 _COPY_BYTES: Final = 1 << 20
 _THREADS: Final = 2  # compress beside the thread that reads; more gain nothing, for that one cannot keep up
 _WRITE_ERRORS: Final = frozenset({errno.EFBIG, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENXIO})
@@ -371,15 +370,11 @@ def _index_alignments(path: Path, form: OutputFormat, contigs: Contigs) -> tuple
     if form == "cram":
         pysam.index(str(path))
         return path.with_name(path.name + ".crai"), ".crai"
-    if _is_long(contigs):
+    if contigs.are_long:
         pysam.index("-c", str(path))
         return path.with_name(path.name + ".csi"), ".csi"
     pysam.index(str(path))
     return path.with_name(path.name + ".bai"), ".bai"
-
-
-def _is_long(contigs: Contigs) -> bool:
-    return any((contig.length or 0) > _MAX_BAI_LENGTH for contig in contigs.contigs)
 
 
 class VariantWriter:
@@ -465,7 +460,7 @@ def _as_bcf(text: Path, whole: Path) -> Path:
 
 
 def _index_variants(path: Path, form: OutputFormat, contigs: Contigs) -> tuple[Path, str]:
-    as_csi = form == "bcf" or _is_long(contigs)
+    as_csi = form == "bcf" or contigs.are_long
     suffix = ".csi" if as_csi else ".tbi"
     index = path.with_name(path.name + suffix)
     preset: Any = "bcf" if form == "bcf" else "vcf"  # pysam knows both, its type stubs one

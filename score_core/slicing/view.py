@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shlex
 import shutil
 import warnings
 from bisect import bisect_right
@@ -57,6 +58,12 @@ class Wanted:
     contained: bool = False
     header_only: bool = False
     skip_unknown: bool = False
+
+    def command(self, *source: str) -> str:
+        """The command line that takes these from `source`, such as `--object-id` and an id, as the header of a slice tells it."""
+        what = ["--bed-query", str(self.bed)] if self.bed else ["--query", *self.regions] if self.regions else []
+        flags = [*(["--contained"] if self.contained else []), *(["--header-only"] if self.header_only else [])]
+        return shlex.join(["score", "view", *source, *what, *flags])
 
 
 @dataclass(frozen=True, slots=True)
