@@ -281,7 +281,8 @@ def test_urls_that_expire_on_the_way_are_signed_again(rig: Any) -> None:  # F12
     rig.proxy.inject(expired(), times=3)
     report = rig.download()
     assert rig.target.read_bytes() == data
-    assert report.signings <= 2 + 3
+    # Each refusal costs a URL of its own, and those of its siblings that were dropped with it: a late one drops new ones, too.
+    assert report.signings <= 2 + 2 * 3
     assert rig.proxy.moved_bytes == SIZE + sum(seen.sent for seen in rig.proxy.moves() if seen.status == 403)
 
 
