@@ -77,6 +77,7 @@ class DownloadItem:
 class DownloadOptions:
     """How objects are put into a folder. `force` replaces what has the target's name, once the new file is verified.
 
+    `state_dir` is where half-finished files are kept instead of beside their targets, so that a run with other targets continues them.
     `claimed` collects which object got which target: two objects of one batch must not replace each other.
     """
 
@@ -85,6 +86,7 @@ class DownloadOptions:
     span: Span = WHOLE
     validation: Validation = "auto"
     force: bool = False
+    state_dir: Path | None = None
     claimed: dict[Path, str] = field(default_factory=dict, compare=False, repr=False)
 
 
@@ -237,7 +239,7 @@ def download(engine: Engine, item: DownloadItem, options: DownloadOptions) -> Tr
     """
     spec, target, report = plan_download(engine, item, options)
     if report is None:
-        report = engine.download(spec, target, span=options.span, validation=options.validation)
+        report = engine.download(spec, target, span=options.span, validation=options.validation, state_dir=options.state_dir)
     engine.progress.end(report)
     return report
 

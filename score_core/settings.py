@@ -179,6 +179,8 @@ class Settings(BaseSettings):
     """Where manifests are asked for by their id."""
     data_dir: Annotated[Path, AfterValidator(_absolute)] = Field(default_factory=_default_data_dir)
     """Where objects are when neither `url` nor `store` says, and the embedded registry of metadata."""
+    state_dir: Annotated[Path, AfterValidator(_absolute)] | None = None
+    """Where half-finished downloads are kept instead of beside their targets: a workflow engine gives each attempt a new folder."""
     serve_url: _Url | None = None
     """A running `score serve`, for addresses into a folder that outlive this process."""
     validation: Annotated[Validation, BeforeValidator(_java_validation), BeforeValidator(_folded)] = "auto"

@@ -1,7 +1,9 @@
-"""Commands about what files are, before and after they move: register, publish, unpublish, manifest."""
+"""Commands about what files are, before and after they move: register, submit, publish, unpublish, analysis, manifest."""
 
 from __future__ import annotations
 
+import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,6 +18,7 @@ from score_core.manifest import read_text, read_uploads
 from score_core.metadata.base import Analysis
 from score_core.metadata.registering import NewFile, download_manifest_text, new_file, upload_manifest_text
 from score_core.metadata.registering import register as register_files
+from score_core.metadata.wire import analysis_json
 from score_core.model import TransferReport
 from score_core.operations import batch
 from score_core.transfer.files import explained
@@ -54,10 +57,15 @@ def register(
     talk = [f"Registered {len(hashed)} files as analysis {analysis.analysis_id} of study {study}"]
     if output is None:
         return Result(_document(analysis, None), text=text, talk=talk)
+    talk.append(_written(text, output, analysis))
+    return Result(_document(analysis, output), [f"{file.object_id}\t{file.file_name}" for file in analysis.files], talk=talk)
+
+
+def _written(text: str, output: Path, analysis: Analysis) -> str:
+    """Writes an upload manifest; what to do next."""
     with explained("write the manifest", output):
         output.write_text(text, encoding="utf-8", newline="")
-    talk.append(f"Now: score upload --manifest {output}, then: score publish --study {study} --analysis-id {analysis.analysis_id}")
-    return Result(_document(analysis, output), [f"{file.object_id}\t{file.file_name}" for file in analysis.files], talk=talk)
+    return f"Now: score upload --manifest {output}, then: score publish --study {analysis.study_id} --analysis-id {analysis.analysis_id}"
 
 
 def _check_replaceable(output: Path) -> None:
@@ -112,6 +120,71 @@ def _document(analysis: Analysis, output: Path | None) -> dict[str, Any]:
             {"object_id": file.object_id, "file_name": file.file_name, "size": file.size, "md5": file.md5} for file in analysis.files
         ],
     }
+
+
+def submit(
+    payload: Annotated[str, Parameter(allow_leading_hyphen=True, help="A Song payload, JSON: a path, or - for standard input.")],
+    *,
+    study: Study | None = None,
+    input_dir: Annotated[Path | None, Parameter(help="The folder of the files, for --output.")] = None,
+    output: Annotated[Path | None, Parameter(help="Write the manifest to upload the files by to this file.")] = None,
+    context: Injected,
+) -> Result:
+    """Register an analysis as a Song payload describes it, and print its id.
+
+    A Song makes a new analysis each time; the embedded registry gives the same
+    payload the same ids again. Nothing is uploaded yet.
+
+    Example: score submit payload.json --study TEST-CA
+
+    Example: score submit payload.json --input-dir data --output manifest.txt && score upload --manifest manifest.txt
+    """
+    if (input_dir is None) != (output is None):
+        raise ConfigurationError("--input-dir and --output go together: the manifest lists the files in that folder")
+    content = _payload(payload)
+    study = study or str(content.get("studyId") or "")
+    if not study:
+        raise ConfigurationError("Give --study-id: the payload does not say studyId")
+    if output is not None:
+        _check_replaceable(output)
+    with context.repository() as repository, context.metadata(repository, create=True) as metadata:
+        analysis = required(metadata).analysis(study, required(metadata).submit(study, content))
+    talk = [f"Registered {len(analysis.files)} files as analysis {analysis.analysis_id} of study {study}"]
+    if output is not None and input_dir is not None:
+        talk.append(_written(upload_manifest_text(analysis, input_dir), output, analysis))
+    return Result(_document(analysis, output), [analysis.analysis_id], talk=talk)
+
+
+def _payload(name: str) -> dict[str, Any]:
+    label = "standard input" if name == "-" else name
+    try:
+        with explained("read", Path(name)):
+            content = json.loads(sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes())
+    except (ValueError, RecursionError):
+        raise ConfigurationError(f"The payload {label} is not JSON") from None
+    if not isinstance(content, dict):
+        raise ConfigurationError(f"The payload {label} is not a JSON object")
+    return content
+
+
+def analysis(
+    *,
+    study: Study,
+    analysis_id: AnalysisId,
+    output: Annotated[Path | None, Parameter(help="Write to this file instead of printing.")] = None,
+    context: Injected,
+) -> Result:
+    """Print an analysis as Song says it: its state, and its files with their object ids, sizes and MD5s.
+
+    Example: score analysis --study-id TEST-CA --analysis-id a25ae8b4-097d-11ea-b4b9-41f0d4c18919
+    """
+    with context.repository() as repository, context.metadata(repository) as metadata:
+        document = analysis_json(required(metadata).analysis(study, analysis_id))
+    if output is None:
+        return Result(document, text=json.dumps(document, indent=2) + "\n")
+    with explained("write", output):
+        output.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+    return Result(document, talk=[f"Wrote analysis {analysis_id} of study {study} to {output}"])
 
 
 def publish(

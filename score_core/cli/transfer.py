@@ -151,6 +151,7 @@ def download(
         span=_span(offset, length),
         validation=cast("Validation", validation),
         force=force,
+        state_dir=context.settings.state_dir,
     )
     with_index = boolean("--index", index) and options.span == operations.WHOLE  # to a piece of a file its index says nothing
     check = boolean("--verify-connection", verify_connection)

@@ -22,7 +22,8 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from score_core.errors import Conflict, NoSpaceError, ObjectNotFound, redact
 from score_core.ids import check_object_id
-from score_core.metadata.base import Analysis, Entity, FileRecord, Metadata
+from score_core.metadata.base import Entity, Metadata
+from score_core.metadata.wire import analysis_json, file_json
 from score_core.server import openapi
 from score_core.server.bodies import BAD_JSON, parsed, read_body
 from score_core.server.errors import Refusal, refusal_of
@@ -274,15 +275,15 @@ class _Routes:
             raise ObjectNotFound(f"Study {study[:80]} does not exist")
         ids = dict.fromkeys(entity.analysis_id for entity in self._metadata.entities(study_id=study))
         found = (self._metadata.analysis(study, analysis_id) for analysis_id in ids)
-        return JSONResponse([_analysis_json(analysis) for analysis in found if analysis.state in states])
+        return JSONResponse([analysis_json(analysis) for analysis in found if analysis.state in states])
 
     def analysis(self, study: str, analysis_id: str) -> Response:
         """An analysis with its files."""
-        return JSONResponse(_analysis_json(self._metadata.analysis(study, analysis_id)))
+        return JSONResponse(analysis_json(self._metadata.analysis(study, analysis_id)))
 
     def files(self, study: str, analysis_id: str) -> Response:
         """The files of an analysis."""
-        return JSONResponse([_file_json(file) for file in self._metadata.analysis(study, analysis_id).files])
+        return JSONResponse([file_json(file) for file in self._metadata.analysis(study, analysis_id).files])
 
     def file(self, study: str, object_id: str) -> Response:
         """A file's record."""
@@ -291,7 +292,7 @@ class _Routes:
         record = next((record for record in records if record.object_id == entity.object_id), None)
         if record is None:
             raise ObjectNotFound(f"Study {study[:80]} has no file {entity.object_id}")
-        return JSONResponse(_file_json(record))
+        return JSONResponse(file_json(record))
 
     def publish(self, study: str, analysis_id: str, ignoreUndefinedMd5: bool = False) -> Response:  # noqa: N803  # Song's name
         """Makes an analysis PUBLISHED if all its files are stored as registered."""
@@ -361,44 +362,3 @@ def _page(content: Sequence[Mapping[str, Any]], query: _EntityQuery, total: int)
 
 def _entity_json(entity: Entity, fields: Iterable[str] = tuple(_FIELDS)) -> dict[str, str | None]:
     return {name: _FIELDS[name](entity) for name in fields}
-
-
-def _file_json(file: FileRecord) -> dict[str, Any]:
-    return {
-        "objectId": file.object_id,
-        "studyId": file.study_id,
-        "analysisId": file.analysis_id,
-        "fileName": file.file_name,
-        "fileSize": file.size,
-        "fileType": file.file_type,
-        "fileMd5sum": file.md5,
-        "fileAccess": file.access,
-        "dataType": file.data_type,
-        "info": dict(file.info),
-    }
-
-
-def _analysis_json(analysis: Analysis) -> dict[str, Any]:
-    changed = [change.at for change in analysis.history if change.at is not None]
-    published = [change.at for change in analysis.history if change.at is not None and change.after == "PUBLISHED"]
-    return {
-        "samples": [],
-        **analysis.details,
-        "analysisId": analysis.analysis_id,
-        "studyId": analysis.study_id,
-        "analysisState": analysis.state,
-        "analysisType": {"name": analysis.type_name, "version": analysis.type_version or 1},
-        "createdAt": _time(analysis.created_at),
-        "updatedAt": _time(max(changed, default=analysis.created_at)),
-        "firstPublishedAt": _time(min(published, default=None)),
-        "publishedAt": _time(max(published, default=None)) if analysis.state == "PUBLISHED" else None,
-        "analysisStateHistory": [
-            {"initialState": change.before, "updatedState": change.after, "updatedAt": _time(change.at)} for change in analysis.history
-        ],
-        "files": [_file_json(file) for file in analysis.files],
-    }
-
-
-def _time(at: float | None) -> str | None:
-    """As Song writes it: of UTC, without saying so."""
-    return None if at is None else datetime.fromtimestamp(at, UTC).replace(tzinfo=None).isoformat(timespec="microseconds")

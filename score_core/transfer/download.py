@@ -2,8 +2,8 @@
 
     Download.open  ->  attempt (per part, any order, in parallel)  ->  verify  ->  publish
 
-On disk during all of this: `<target>.part` and `<target>.part.journal`. The target's own name appears in `publish`, after `verify`, and at
-no other time.
+On disk during all of this: `<target>.part` and `<target>.part.journal`, or in a folder for what is half done `<object id>.part` and its
+journal. The target's own name appears in `publish`, after `verify`, and at no other time.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Final, Literal
 
 from score_core.checksum import Digest
-from score_core.errors import ObjectMismatch, PartMismatch, PlanError, ScoreError, Unverifiable
+from score_core.errors import Conflict, LocalFileError, ObjectMismatch, PartMismatch, PlanError, ScoreError, Unverifiable
 from score_core.model import ObjectSpec, Part, PartReceipt, Validation
 from score_core.plan import plan_parts
 from score_core.repository.base import Repository
-from score_core.transfer.files import PartFile, check_space, journal_path, put_aside
+from score_core.transfer.files import PartFile, check_space, explained, put_aside
 from score_core.transfer.journal import Header, Journal, JournalUnusable
 from score_core.transfer.part import PartTransport
 from score_core.transfer.stop import Stop
@@ -92,23 +92,33 @@ class Download:
 
     @classmethod
     def open(
-        cls, repository: Repository, spec: ObjectSpec, target: Path, *, span: Span = Span(), validation: Validation = "auto"
+        cls,
+        repository: Repository,
+        spec: ObjectSpec,
+        target: Path,
+        *,
+        span: Span = Span(),
+        validation: Validation = "auto",
+        state_dir: Path | None = None,
     ) -> Download:
-        """Begins a download, or takes up the one that an earlier run left beside `target`.
+        """Begins a download, or takes up the one that an earlier run left beside `target`, or in `state_dir` for whatever target.
 
         Raises:
             PlanError, Unverifiable, Conflict (another process is at it), NoSpaceError, LocalFileError
         """
         span = span.clipped(spec)
         proof = choose_proof(validation, spec, whole_object=span.size == spec.size)
-        file = PartFile(target)
+        size = span.size or 0
+        file = PartFile(target) if state_dir is None else _kept_file(target, state_dir, spec, span)
         try:
             journal, notes = _take_up(file, spec, span)
             if journal is None:
                 file = _begin_empty(file, notes)
-                journal = Journal.create(journal_path(target), Header.new(spec, offset=span.offset, size=span.size or 0))
-            check_space(target, (span.size or 0) - min(file.allocated_bytes, span.size or 0))
-            file.resize(span.size or 0)
+                journal = Journal.create(file.journal_path, Header.new(spec, offset=span.offset, size=size))
+            check_space(file.path, size - min(file.allocated_bytes, size))
+            if file.path.parent.stat().st_dev != target.parent.stat().st_dev:
+                check_space(target, size)
+            file.resize(size)
             download = cls(repository, spec, span, file, journal, proof)
         except BaseException:
             file.close()
@@ -245,15 +255,40 @@ class Download:
         self.hasher = WholeHasher(self)
         return wrong
 
-    def publish(self) -> Path:
+    def publish(self, *, stop: Stop | None = None) -> Path:
         """Gives the verified file its name and removes the journal. Raises `ScoreError` when `verify` has not said yes."""
         if not self._verified:
             raise ScoreError(
                 f"Object {self.spec.object_id} was not verified, so {self.target} is not published; this is a fault of the driver"
             )
-        self.file.publish()
+        if not self.file.publish():
+            self._copy_over(stop)
+            self.file.discard()
         self.journal.discard()
         return self.target
+
+    def _copy_over(self, stop: Stop | None) -> None:
+        """Publishes on another file system; what is written there is proven once more, by the tag of each part."""
+        copy = _begin_empty(PartFile(self.target), self.notes)
+        try:
+            for part in self.parts:
+                digest, offset = Digest(md5=False), part.offset - self.span.offset
+                for block in self.file.blocks(offset, part.size):
+                    if stop is not None:
+                        stop.check()
+                    digest.update(block)
+                    copy.write(block, offset)
+                    offset += len(block)
+                if digest.tag != self.receipts[part.number].tag:
+                    raise LocalFileError(f"{self.file.path} changed while it was copied to {self.target}; run the same command again")
+            copy.resize(self.span.size or 0)
+            if not copy.publish():
+                raise LocalFileError(f"Cannot rename {copy.path} to {self.target}: they are on two file systems")
+        except BaseException:
+            copy.discard()
+            raise
+        finally:
+            copy.close()
 
     def close(self) -> None:
         """Releases the lock. What is on disk stays for the next run."""
@@ -267,9 +302,23 @@ def parts_of(spec: ObjectSpec, span: Span) -> tuple[Part, ...]:
     return plan_parts(span.size or 0, offset=span.offset)
 
 
+def _kept_file(target: Path, state_dir: Path, spec: ObjectSpec, span: Span) -> PartFile:
+    """The half-finished file of this object in the folder, for a workflow engine gives each attempt a folder of its own.
+
+    While another process fills it for a target of its own, this download stands by itself.
+    """
+    with explained("make the folder", state_dir):
+        state_dir.mkdir(parents=True, exist_ok=True)
+    piece = "" if span == Span(0, spec.size) else f".{span.offset}-{span.size}"
+    try:
+        return PartFile(target, state_dir / f"{spec.object_id}{piece}.part")
+    except Conflict:
+        return PartFile(target)
+
+
 def _take_up(file: PartFile, spec: ObjectSpec, span: Span) -> tuple[Journal | None, list[str]]:
     """The journal of an earlier run if it is about this download, else None; with what to tell the user."""
-    path = journal_path(file.target)
+    path = file.journal_path
     try:
         journal = Journal.load(path)
     except JournalUnusable as error:
@@ -300,9 +349,8 @@ def _begin_empty(file: PartFile, notes: list[str]) -> PartFile:
         return file
     aside = put_aside(file.path)
     notes.append(f"Kept the earlier {file.path.name} as {aside.name if aside else '?'}: no journal says what is in it")
-    target = file.target
     file.close()
-    return PartFile(target)
+    return PartFile(file.target, file.path)
 
 
 _STEP_WAIT_S: Final = 0.2

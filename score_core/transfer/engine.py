@@ -45,21 +45,25 @@ class Engine:
     def __post_init__(self) -> None:
         self.throttle = Throttle(self.workers)
 
-    def download(self, spec: ObjectSpec, target: Path, *, span: Span = Span(), validation: Validation = "auto") -> TransferReport:
+    def download(
+        self, spec: ObjectSpec, target: Path, *, span: Span = Span(), validation: Validation = "auto", state_dir: Path | None = None
+    ) -> TransferReport:
         """Downloads an object to `target`, replacing a file of that name only once the new one is verified.
+
+        What is half done lies beside the target, or in `state_dir`, where the next run finds it for another target, too.
 
         Raises:
             ScoreError: of the kind that says what to do; all that arrived is kept for the next run.
         """
         began = time.monotonic()
-        download = Download.open(self.repository, spec, target, span=span, validation=validation)
+        download = Download.open(self.repository, spec, target, span=span, validation=validation, state_dir=state_dir)
         run = Run(self, download)
         try:
             run.announce(target.name)
             for note in download.notes:
                 self.progress.note(spec.object_id, note)
             md5 = _fetch_and_verify(run, download)
-            download.publish()
+            download.publish(stop=self.stop)
         finally:
             run.finish()
         return replace(run.report(str(target), "downloaded", began), md5=md5, validation=download.proof)

@@ -134,7 +134,7 @@ def _blocks(fd: int, path: Path, offset: int, size: int, block_bytes: int) -> It
 
 
 class PartFile:
-    """A download in the making: `<target>.part`, locked for as long as it is open, so that one process at a time fills it.
+    """A download in the making: `<target>.part`, or `path`, locked for as long as it is open, so that one process at a time fills it.
 
     Writes are thread-safe. `publish` gives it its final name.
 
@@ -143,9 +143,9 @@ class PartFile:
         LocalFileError: it cannot be opened or is not a regular file.
     """
 
-    def __init__(self, target: Path) -> None:
+    def __init__(self, target: Path, path: Path | None = None) -> None:
         self.target = target
-        self.path = part_path(target)
+        self.path = path or part_path(target)
         self._fd = self._open_locked()
 
     def _open_locked(self) -> int:
@@ -168,6 +168,11 @@ class PartFile:
                 os.close(fd)
                 raise
             os.close(fd)  # its owner renamed or removed it between our open and our lock
+
+    @property
+    def journal_path(self) -> Path:
+        """Where it is noted what the file holds."""
+        return _journal_of(self.path)
 
     def resize(self, size: int) -> None:
         """Makes the file exactly `size` bytes long; new bytes read as zeros and take no space."""
@@ -194,14 +199,23 @@ class PartFile:
         """The bytes `offset` to `offset + size` in one reused buffer."""
         yield from _blocks(self._fd, self.path, offset, size, BLOCK_BYTES)
 
-    def publish(self) -> None:
-        """Makes the bytes durable and gives the file its final name, replacing what has it, in one step."""
+    def publish(self) -> bool:
+        """Makes the bytes durable and gives the file its final name, replacing what has it, in one step.
+
+        False: the target is on another file system, where no step leads; nothing was done.
+        """
         with explained("write", self.target):
             os.fsync(self._fd)
             if not _names(self.path, self._fd):
                 raise LocalFileError(f"{self.path} was removed or replaced while it was written; run the same command again")
-            os.replace(self.path, self.target)
+            try:
+                os.replace(self.path, self.target)
+            except OSError as error:
+                if error.errno != errno.EXDEV:
+                    raise
+                return False
             _sync_folder(self.target.parent)
+        return True
 
     def discard(self) -> None:
         """Removes the half-finished file."""
@@ -243,7 +257,11 @@ def part_path(target: Path) -> Path:
 
 
 def journal_path(target: Path) -> Path:
-    return target.with_name(target.name + ".part.journal")
+    return _journal_of(part_path(target))
+
+
+def _journal_of(part: Path) -> Path:
+    return part.with_name(part.name + ".journal")
 
 
 def put_aside(path: Path) -> Path | None:

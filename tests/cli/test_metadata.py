@@ -1,6 +1,7 @@
 """register, publish, manifest, and what registered metadata change for upload and download; in the embedded registry."""
 
 import io
+import json
 import os
 import subprocess
 import sys
@@ -238,3 +239,62 @@ def test_manifest_of_unregistered_files_works_as_before(score: Score, registered
 def test_stdin_manifest_is_verbatim(score: Score, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"x\ty\n")))
     assert score("manifest", "--manifest", "-").out == "x\ty\n"
+
+
+# submit and analysis
+
+
+def payload_of(registered: Registered, **fields: object) -> dict[str, object]:
+    files = [
+        {"fileName": name, "fileSize": 70_000, "fileMd5sum": md5_of(registered.path(name)), "fileType": "BAM", "fileAccess": "open"}
+        for name in NAMES
+    ]
+    return {"studyId": STUDY, "analysisType": {"name": "variants"}, "files": files, **fields}
+
+
+def test_payload_is_registered_uploaded_and_shown(score: Score, registered: Registered) -> None:
+    Path("payload.json").write_text(json.dumps(payload_of(registered, studyId="OTHER", workflow="align")))
+    ran = score("submit", "payload.json", "--input-dir", registered.folder, "--output", "m.txt")
+    analysis_id = ran.out.strip()
+    assert ran.code == 0, ran.err
+    assert f"Registered 3 files as analysis {analysis_id} of study OTHER" in ran.err
+    assert score("submit", "payload.json").out == ran.out  # the embedded registry gives the same ids
+    assert score("upload", "--manifest", "m.txt").code == 0
+    assert score("publish", "--study", "OTHER", "--analysis-id", analysis_id).code == 0
+    shown = json.loads(score("analysis", "--study-id", "OTHER", "--analysis-id", analysis_id).out)
+    assert (shown["analysisState"], shown["workflow"], shown["analysisType"]["name"]) == ("PUBLISHED", "align", "variants")
+    assert {(file["fileName"], file["fileMd5sum"]) for file in shown["files"]} == {(name, md5_of(registered.path(name))) for name in NAMES}
+    assert score("analysis", "--study-id", "OTHER", "--analysis-id", analysis_id, "--output", "a.json").out == ""
+    assert json.loads(Path("a.json").read_text()) == shown
+
+
+@pytest.mark.parametrize(
+    ("words", "text", "said"),
+    [
+        (["payload.json"], "{", "payload.json is not JSON"),
+        (["payload.json"], "[" * 100_000, "payload.json is not JSON"),
+        (["payload.json"], "[]", "is not a JSON object"),
+        (["payload.json"], "{}", "Give --study-id"),
+        (["payload.json", "--study", STUDY], "{}", "files"),
+        (["missing.json"], "{}", "does not exist"),
+        (["payload.json", "--output", "m.txt"], "{}", "--input-dir and --output go together"),
+    ],
+)
+def test_payload_that_is_none_is_a_sentence(score: Score, words: list[str], text: str, said: str) -> None:
+    Path("payload.json").write_text(text)
+    ran = score("submit", *words)
+    assert (ran.code, ran.out) == (2, "")
+    assert said in ran.err
+
+
+def test_analysis_that_is_not_registered_is_not_found(score: Score, registered: Registered) -> None:
+    ran = score("analysis", "--study-id", STUDY, "--analysis-id", object_id(99))
+    assert (ran.code, ran.out) == (5, "")
+    assert registered.analysis_id not in ran.err
+
+
+def test_half_a_download_continues_from_the_state_folder(score: Score, registered: Registered, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SCORE_STATE_DIR", "state")
+    assert score("download", "--object-id", registered.ids["a.bam"], "--output-dir", "out").code == 0
+    assert Path("state").is_dir()
+    assert downloaded() == ["a.bam", "a.bam.bai"]
