@@ -8,8 +8,9 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 
@@ -25,6 +26,7 @@ from score_core.repository.direct import DirectRepository
 from score_core.server.app import ServerParts, create_app
 from score_core.server.bytes import ByteServer
 from score_core.server.serving import RestServer
+from score_core.session import S3_MIN_PART_SIZE_BYTES
 from score_core.stores.base import MultipartStore
 from score_core.stores.local import LocalStore
 from score_core.testing.faults import FaultProxy, Seen, is_get
@@ -44,14 +46,11 @@ if str(PLUGIN_SOURCE) not in sys.path:  # an installation has it there already
 
 @dataclass
 class Site:
-    """A running server. `url` is its REST API, Score's and Song's, behind the proxy `rest`; `data` is in front of the bytes' server.
-
-    `data` is None where a bucket answers for itself.
-    """
+    """A running server. `url` is its REST API, Score's and Song's, behind the proxy `rest`; `data` is in front of the bytes' server."""
 
     url: str
     rest: FaultProxy
-    data: FaultProxy | None
+    data: FaultProxy
     registry: Registry
     repository: DirectRepository
     _put: Engine = field(repr=False)
@@ -61,7 +60,7 @@ class Site:
         folder = self.registry._path.parent / "added"
         folder.mkdir(exist_ok=True)
         new = [NewFile(folder / name, len(data), md5_hex(data)) for name, data in files.items()]
-        analysis = register(self.registry, STUDY, new, analysis_id=analysis_id)
+        analysis = register(self.registry, STUDY, new, analysis_id=analysis_id or str(uuid4()))
         for record in analysis.files if stores else ():
             path = folder / record.file_name
             path.write_bytes(files[record.file_name])
@@ -74,7 +73,7 @@ class Site:
 
     def forget(self) -> None:
         """Both proxies count from nothing, and are honest."""
-        for proxy in filter(None, (self.rest, self.data)):
+        for proxy in (self.rest, self.data):
             proxy.heal()
             proxy.forget()
 
@@ -84,7 +83,6 @@ class Site:
 
     def gets(self) -> list[Seen]:
         """The requests that fetched bytes of objects."""
-        assert self.data is not None
         return [seen for seen in list(self.data.seen) if is_get(seen)]
 
     def environment(self) -> dict[str, str]:
@@ -93,10 +91,10 @@ class Site:
 
 
 @contextmanager
-def site_over(store: MultipartStore, folder: Path, data: FaultProxy | None) -> Iterator[Site]:
+def site_over(store: MultipartStore, folder: Path, data: FaultProxy, *, part_size_bytes: int = PART_BYTES) -> Iterator[Site]:
     """A server over `store`, which is closed with it, with its registry in `folder`."""
     with ExitStack() as closing:
-        repository = DirectRepository(store, part_size_bytes=PART_BYTES if data is not None else 5 << 20)
+        repository = DirectRepository(store, part_size_bytes=part_size_bytes)
         closing.callback(repository.close)
         registry = Registry(folder / "registry.sqlite3", repository=repository)
         closing.callback(registry.close)
@@ -134,9 +132,11 @@ def site(folder_site: Site) -> Site:
 @pytest.fixture(scope="session")
 def s3_site(tmp_path_factory: pytest.TempPathFactory, seaweedfs_server: S3Endpoint) -> Iterator[Site]:
     """A server over a real S3 server."""
-    store = seaweedfs_server.store(seaweedfs_server.fresh_bucket())
-    with site_over(store, tmp_path_factory.mktemp("s3-site"), None) as made:
-        yield made
+    bucket = seaweedfs_server.fresh_bucket()
+    with FaultProxy(seaweedfs_server.url) as data:
+        store = replace(seaweedfs_server, url=data.url).store(bucket)
+        with site_over(store, tmp_path_factory.mktemp("s3-site"), data, part_size_bytes=S3_MIN_PART_SIZE_BYTES) as made:
+            yield made
 
 
 @pytest.fixture(scope="session")

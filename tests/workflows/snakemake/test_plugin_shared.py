@@ -5,6 +5,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 from snakemake.common.tests import TestWorkflowsBase
@@ -27,7 +28,7 @@ def place(request: pytest.FixtureRequest) -> Site:
     return made
 
 
-def settings_for(site: Site, **more: bool) -> StorageProviderSettings:
+def settings_for(site: Site, **more: Any) -> StorageProviderSettings:
     return StorageProviderSettings(url=site.url, metadata_url=site.url, token=TOKEN, **more)
 
 
@@ -96,7 +97,7 @@ class TestObjects(TestPublishedFiles):
         return f"score://{uuid.uuid4()}/b.txt"
 
 
-class TestWorkflows(TestWorkflowsBase):
+class TestWorkflows(TestWorkflowsBase):  # type: ignore[misc]  # Snakemake is not typed
     """Snakemake's two workflows, with all their files in Score."""
 
     __test__ = True

@@ -87,6 +87,10 @@ class Backend:
     def settings(self) -> Settings:
         return self._load()
 
+    @property
+    def has_token(self) -> bool:
+        return self.settings.token is not None or self.settings.token_file is not None
+
     @cached_property
     def _engine(self) -> Engine:
         from score_core.session import open_engine

@@ -32,10 +32,6 @@ _STATE_FOLDER: Final = ".score-parts"  # no study has a name that begins with a 
 _LIMITED: Final = (Operation.RETRIEVE, Operation.STORE, Operation.REMOVE)
 _ANALYSIS: Final = "d8f5f5b4-3f0c-5c46-8a7e-2b6f1f0c9e11"
 _OBJECT: Final = "5e0a7a2c-6d3e-5b0f-9c55-0d6a4f0e7b11"
-_HINTS: Final[tuple[tuple[type[ScoreError], str], ...]] = (
-    (AuthenticationError, "set SNAKEMAKE_STORAGE_SCORE_TOKEN, or the provider's token_file"),
-    (AccessDenied, "ask the operator for access to the study, or use another token"),
-)
 
 
 class StorageProvider(StorageProviderBase):
@@ -136,8 +132,17 @@ class StorageObject(StorageObjectRead, StorageObjectWrite, StorageObjectGlob):
         try:
             yield
         except ScoreError as error:
-            hint = next((f"; {hint}" for kind, hint in _HINTS if isinstance(error, kind)), "")
-            raise WorkflowError(f"{self.print_query}: {error}{hint}") from None
+            raise WorkflowError(f"{self.print_query}: {error}{self._hint(error)}") from None
+
+    def _hint(self, error: ScoreError) -> str:
+        """What Snakemake's user can do, where score's own words are about the command line."""
+        where = "set SNAKEMAKE_STORAGE_SCORE_TOKEN, or the provider's token_file"
+        if isinstance(error, AuthenticationError):
+            return f"; {where}"
+        if isinstance(error, AccessDenied):
+            has_token = self.provider.backend.has_token
+            return "; ask the operator for access to the study, or use another token" if has_token else f"; no token is set; {where}"
+        return ""
 
     def _found(self) -> Known | None:
         with self._explained():
