@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from prefect import flow, unmapped
-from prefect.artifacts import create_table_artifact
 from prefect.runtime import flow_run
 
 from flows.download import download
-from flows.driving import threads
+from flows.driving import show_receipts, threads
 from flows.upload import upload
 from score_core.errors import BatchError, ConfigurationError, Interrupted, ScoreError
 from score_core.manifest import read_downloads, read_uploads
@@ -81,7 +80,7 @@ def batch(
             options = DownloadOptions(Path(output_dir).absolute(), layout=output_layout, validation=validation, force=force)
             items = _wanted(manifest, study_id, analysis_id, store, index=index)
             reports = _download_all(items, options, store, large_bytes)
-    _show(reports)
+    show_receipts(reports, "batch-receipts")
     return all_done(reports)
 
 
@@ -186,13 +185,6 @@ def _size(path: Path) -> int:
         return path.stat().st_size
     except OSError:
         return 0  # its own transfer will say what is wrong
-
-
-def _show(reports: list[TransferReport]) -> None:
-    """The receipt table in the UI: what happened to each file."""
-    columns = ("object_id", "path", "outcome", "size", "md5", "parts", "bytes_moved", "bytes_kept", "retries", "seconds", "error")
-    rows = [{column: getattr(report, column) for column in columns} for report in reports]
-    create_table_artifact(table=rows, key="batch-receipts", description=f"{len(reports)} files")
 
 
 def all_done(reports: list[TransferReport]) -> list[dict[str, Any]]:

@@ -10,7 +10,7 @@ from typing import Any
 from prefect import flow
 from prefect.futures import PrefectFuture
 
-from flows.driving import MAX_TASK_RUNS, PART_THREADS, move_again, move_all, report_of, threads, transferring
+from flows.driving import MAX_TASK_RUNS, PART_THREADS, move_again, move_all, report_of, show_receipts, threads, transferring
 from flows.results import forget_results, results_folder
 from score_core.errors import ObjectMismatch
 from score_core.model import TransferReport, Validation
@@ -63,6 +63,7 @@ def download(  # a flow's parameters are the fields of its form in the UI
     planned = plan_download(store, item, options)
     report = planned if isinstance(planned, TransferReport) else _run(planned, began, max_task_runs)
     forget_results(report.object_id, report.path)
+    show_receipts([report], f"receipt-{report.object_id.lower()}")
     return dataclasses.asdict(report)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import time
 from collections.abc import Iterator, Sequence
@@ -12,7 +13,7 @@ from typing import Any, Final, cast
 from uuid import UUID
 
 from prefect import Task, unmapped
-from prefect.artifacts import create_progress_artifact, update_progress_artifact
+from prefect.artifacts import create_progress_artifact, create_table_artifact, update_progress_artifact
 from prefect.futures import PrefectFuture, as_completed
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
@@ -178,6 +179,13 @@ class _Meter:
             self._said = now
             _log.info("%s: %s of %s bytes (%.0f %%)", self._name, f"{self._done:,}", f"{self._size:,}", 100 * self._done / self._size)
             update_progress_artifact(self._artifact, progress=min(100.0, 100.0 * self._done / self._size))
+
+
+def show_receipts(reports: Sequence[TransferReport], key: str, **more: str) -> None:
+    """What happened to each file, as a table of the run: for people in the UI, and for programs that wait for the run."""
+    create_table_artifact(
+        table=[{**dataclasses.asdict(report), **more} for report in reports], key=key, description=f"{len(reports)} files"
+    )
 
 
 def report_of(opened: Transfer, outcome: Outcome, began: float, **facts: Any) -> TransferReport:

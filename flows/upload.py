@@ -9,7 +9,7 @@ from typing import Any
 
 from prefect import flow
 
-from flows.driving import MAX_TASK_RUNS, PART_THREADS, move_all, report_of, threads, transferring
+from flows.driving import MAX_TASK_RUNS, PART_THREADS, move_all, report_of, show_receipts, threads, transferring
 from flows.results import forget_results, results_folder
 from score_core.model import TransferReport
 from score_core.operations import UploadItem
@@ -47,6 +47,7 @@ def upload(  # a flow's parameters are the fields of its form in the UI
     planned = plan_upload(store, UploadItem.of(object_id, Path(path), md5), force=force)
     report = planned if isinstance(planned, TransferReport) else _run(planned, began, max_task_runs)
     forget_results(report.object_id, report.path)
+    show_receipts([report], f"receipt-{report.object_id.lower()}")
     return dataclasses.asdict(report)
 
 

@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Any, Final
 
 from prefect import flow, unmapped
-from prefect.artifacts import create_table_artifact
 from prefect.futures import PrefectFuture
 from prefect.runtime import flow_run
 
 from flows.batch import all_done, outcome, stopping_files_too
-from flows.driving import threads
+from flows.driving import show_receipts, threads
 from flows.results import slice_results_folder
 from score_core.errors import ConfigurationError, Conflict
 from score_core.manifest import read_downloads
@@ -192,9 +191,4 @@ def _show(reports: list[TransferReport], options: SliceOptions) -> None:
     """The table in the UI: what was cut out of each object, and what that cost."""
     asked = "header" if options.header_only else Path(options.bed).name if options.bed else " ".join(options.regions)
     shown = asked if len(asked) <= _MAX_SHOWN else f"{asked[:_MAX_SHOWN]}..."
-    columns = ("path", "outcome", "records", "bytes_moved", "size", "requests", "seconds", "error")
-    rows = [
-        {"object_id": report.object_id, "regions": shown, **{column: getattr(report, column, None) for column in columns}}
-        for report in reports
-    ]
-    create_table_artifact(table=rows, key="view-slices", description=f"{len(reports)} objects")
+    show_receipts(reports, "view-slices", regions=shown)

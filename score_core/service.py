@@ -74,12 +74,15 @@ class Refused(ServiceError):
 class Token:
     """A bearer token: a text, or a file that is read again when a server refuses what was in it. Thread-safe; shows in no `repr`.
 
+    `scheme` is what it is sent as (RFC 9110, 11.6.2).
+
     Raises:
         ConfigurationError: it is no token: not ASCII, several lines, or too long.
         LocalFileError: the file cannot be read.
     """
 
-    def __init__(self, text: str | None = None, *, file: Path | None = None) -> None:
+    def __init__(self, text: str | None = None, *, file: Path | None = None, scheme: str = "Bearer") -> None:
+        self.scheme = scheme
         self._file = file
         self._lock = threading.Lock()
         self._text = _token(text or "", "The token") if file is None else _read_token(file)
@@ -242,7 +245,7 @@ class ServiceClient:
             raise ConfigurationError(
                 f"A token is not sent to {self.url} over plain http, where others can read it; use https, or set allow_plain_http"
             )
-        return {"Authorization": f"Bearer {token}"}
+        return {"Authorization": f"{self.token.scheme} {token}"}
 
     def _checked(self, response: httpx.Response, token: str | None) -> httpx.Response:
         status = response.status_code

@@ -5,6 +5,8 @@ import shutil
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 
 import prefect.settings
 import pytest
@@ -16,14 +18,17 @@ from flows import local_server
 from flows.local_server import PendingServer
 from flows.server_room import ServerOptions
 from score_core import operations
+from score_core.errors import AuthenticationError, ConfigurationError, Interrupted, ScoreError
 from score_core.operations import DownloadItem, DownloadOptions, UploadItem, file_md5
 from score_core.session import open_engine
 from score_core.settings import load
+from score_core.transfer.stop import Stop
+from score_core.workflow.prefect import transfer_by
 from tests.flows.conftest import ROOT, new_id, same
 
-pytestmark = [pytest.mark.prefect, pytest.mark.slow, pytest.mark.xdist_group("flows"), pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.prefect, pytest.mark.slow, pytest.mark.xdist_group("flows"), pytest.mark.timeout(400)]
 
-WAIT_S = 60.0
+WAIT_S = 150.0  # a worker starts a Python with Prefect for each run
 
 
 class Manager:
@@ -110,6 +115,100 @@ def test_deployments_move_the_right_bytes(manager, tmp_path, monkeypatch):
         for uploaded in (object_id, nightly_id):
             operations.download(engine, DownloadItem(uploaded), DownloadOptions(tmp_path / uploaded))
             assert same(tmp_path / uploaded / "reads.bam", path)
+
+
+# Programs that wait for a run (score_core.workflow.prefect)
+
+
+@pytest.fixture
+def user(manager, monkeypatch):
+    """Somebody whose environment names the server."""
+    for name, value in manager.server.environment().items():
+        monkeypatch.setenv(name, value)
+
+
+@pytest.fixture
+def asked(manager, user, monkeypatch):
+    """Asks for runs of deployments in threads, has a worker do them, and says what came of each: reports or an error."""
+    monkeypatch.setenv("SCORE_DATA_DIR", manager.environment["SCORE_DATA_DIR"])
+
+    def ask(*runs):
+        before, stop = len(manager.states()), Stop()
+        with ThreadPoolExecutor(len(runs)) as pool, ExitStack() as ending:
+            ending.callback(stop.set)  # a worker that fails must not leave threads that wait
+            waiting = [pool.submit(transfer_by, deployment, given, stop=stop) for deployment, given in runs]
+            deadline = time.monotonic() + WAIT_S
+            while len(manager.states()) < before + len(runs):
+                assert time.monotonic() < deadline
+                assert [run.exception() for run in waiting if run.done()] == []
+                time.sleep(0.1)
+            manager.work()
+            return [run.exception(WAIT_S) or run.result() for run in waiting]
+
+    return ask
+
+
+def test_waiting_for_a_deployment_gives_its_reports(asked, tmp_path):
+    path, object_id, missing_id = tmp_path / "reads.bam", new_id(), new_id()
+    path.write_bytes(os.urandom(300_000))
+    with open_engine(load()) as engine:
+        operations.upload(engine, UploadItem(object_id, path, file_md5(path)))
+    (tmp_path / "two.tsv").write_text(f"object_id\tpath\tmd5\n{new_id()}\t{path}\t{file_md5(path)}\n{new_id()}\t{path}\t{'0' * 32}\n")
+
+    downloaded, missing, batch = asked(
+        ("download/download", {"object_id": object_id, "output_dir": str(tmp_path / "out"), "file_name": "mine.bam"}),
+        ("download/download", {"object_id": missing_id, "output_dir": str(tmp_path / "out")}),
+        ("batch/nightly", {"manifest": str(tmp_path / "two.tsv"), "direction": "upload"}),
+    )
+
+    assert [(report.outcome, report.md5, report.path) for report in downloaded] == [
+        ("downloaded", file_md5(path), str(tmp_path / "out" / "mine.bam"))
+    ]
+    assert same(tmp_path / "out" / "mine.bam", path)
+    assert (type(missing), missing.exit_code) == (ScoreError, 5)
+    assert missing_id in str(missing)
+    assert [(report.outcome, report.exit_code) for report in batch] == [("uploaded", 0), ("failed", 6)]
+
+
+def test_interrupted_wait_cancels_the_run(manager, user, tmp_path):
+    stop, object_id = Stop(), new_id()
+    with ThreadPoolExecutor(1) as pool:
+        given = {"object_id": object_id, "output_dir": str(tmp_path)}
+        waiting = pool.submit(transfer_by, "download/download", given, stop=stop)
+        before, deadline = manager.states(), time.monotonic() + WAIT_S
+        while len(manager.states()) == len(before):
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        stop.set()
+        assert isinstance(waiting.exception(WAIT_S), Interrupted)
+    with manager.api(), get_client(sync_client=True) as client:
+        (run,) = [run for run in client.read_flow_runs() if run.parameters.get("object_id") == object_id]
+    assert run.state.type.value in {"CANCELLING", "CANCELLED"}
+
+
+@pytest.mark.parametrize(
+    ("deployment", "given", "said"),
+    [
+        ("download", {}, "write FLOW/NAME"),
+        ("download/nowhere", {}, "no deployment 'download/nowhere'"),
+        ("download/download", {"output_dir": "x"}, "does not take these parameters: .*object_id"),
+    ],
+)
+def test_deployment_that_cannot_be_asked_is_a_sentence(user, deployment, given, said):
+    with pytest.raises(ConfigurationError, match=said):
+        transfer_by(deployment, given, stop=Stop())
+
+
+def test_prefect_server_that_refuses_us_is_told(user, monkeypatch):
+    monkeypatch.delenv("PREFECT_API_AUTH_STRING")
+    with pytest.raises(AuthenticationError, match="PREFECT_API_KEY or PREFECT_API_AUTH_STRING"):
+        transfer_by("download/download", {}, stop=Stop())
+
+
+def test_prefect_server_must_be_named(monkeypatch):
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+    with pytest.raises(ConfigurationError, match="PREFECT_API_URL"):
+        transfer_by("download/download", {}, stop=Stop())
 
 
 def test_nightly_deployment_is_scheduled(manager):
