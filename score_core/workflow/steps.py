@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, cast, get_args
 
 from score_core import operations
 from score_core.cli.output import Result, of_reports
-from score_core.errors import BatchError, ConfigurationError, Conflict, ObjectNotFound, redact
+from score_core.errors import BatchError, ConfigurationError, Conflict, ObjectNotFound, ScoreError, redact
 from score_core.ids import check_object_id
 from score_core.manifest import read_downloads, read_uploads
 from score_core.metadata.base import INDEX_SUFFIXES, Analysis, Metadata, indexes_of
@@ -23,6 +23,7 @@ from score_core.model import TransferReport, Validation
 from score_core.operations import DownloadItem, DownloadOptions, OutputLayout, UploadItem
 from score_core.session import store_folder
 from score_core.transfer.files import explained
+from score_core.workflow.elsewhere import DEPLOYMENT, flow_of, is_elsewhere, transferred
 from score_core.workflow.job import RECEIPT, Job, Step, known, write_whole
 
 if TYPE_CHECKING:
@@ -47,6 +48,8 @@ class _Fetch:
 
 def _download(job: Job) -> Result:
     outputs = job.outputs()
+    if is_elsewhere(job):
+        return _download_elsewhere(job, outputs)
     with job.engine() as engine:
         with job.optional_metadata(engine.repository) as metadata:
             items = _wanted_items(job, metadata)
@@ -148,14 +151,54 @@ def _download_folder(job: Job, engine: Engine, items: Sequence[DownloadItem], fo
 
     result = job.transfer(engine, items, one, lambda item: (item.object_id, str(folder / (item.file_name or item.object_id))))
     if result.error is None:
-        wanted = {path.relative_to(folder) for path in (Path(row["path"]) for row in result.document["files"])}
-        with explained("make the folder", folder):
-            for path in sorted(aside.rglob("*"), reverse=True):  # what is in a folder before the folder
-                if path.is_file() and path.relative_to(aside) not in wanted:
-                    path.unlink()
-                elif path.is_dir() and not any(path.iterdir()):
-                    path.rmdir()
-            aside.replace(folder)
+        _publish_folder(aside, folder, [Path(row["path"]) for row in result.document["files"]])
+    return result
+
+
+def _publish_folder(aside: Path, folder: Path, files: Sequence[Path]) -> None:
+    """Gives a complete folder its name; it holds these files, whose paths are in `folder` already, and nothing else."""
+    wanted = {path.relative_to(folder) for path in files}
+    with explained("make the folder", folder):
+        for path in sorted(aside.rglob("*"), reverse=True):  # what is in a folder before the folder
+            if path.is_file() and path.relative_to(aside) not in wanted:
+                path.unlink()
+            elif path.is_dir() and not any(path.iterdir()):
+                path.rmdir()
+        aside.replace(folder)
+
+
+def _download_elsewhere(job: Job, outputs: Sequence[Path]) -> Result:
+    """One object by the flow `download`, or a folder of them by the flow `batch`."""
+    ids, target = job.texts("object_id"), outputs[0]
+    if len(ids) > 1 or len(outputs) > 1:
+        raise ConfigurationError("A deployment makes one file of one object_id, or one directory(...) of a manifest or an analysis")
+    validation = job.text("validation")
+    if ids:
+        flow_of(job, "download")
+        given = {"object_id": check_object_id(ids[0]), "output_dir": target.parent, "file_name": target.name, "validation": validation}
+        return of_reports(*transferred(job, {**given, "force": True}))
+    flow_of(job, "batch")
+    manifest, analysis_id = job.input("manifest"), _analysis_id(job)
+    if (manifest is None) == (analysis_id is None):
+        raise ConfigurationError("download needs one of: the param object_id, an input manifest=..., or an analysis_id with study_id")
+    aside = target.with_name(f".{target.name}.score-part")
+    reports, seconds = transferred(
+        job,
+        {
+            "direction": "download",
+            "manifest": manifest,
+            "study_id": job.text("study_id"),
+            "analysis_id": analysis_id,
+            "output_dir": aside,
+            "output_layout": job.choice("layout", get_args(OutputLayout)),
+            "index": job.flag("index", default=True),
+            "validation": validation,
+        },
+    )
+    moved = [dataclasses.replace(report, path=str(target / Path(report.path).relative_to(aside.absolute()))) for report in reports]
+    result = of_reports(moved, seconds)
+    if result.error is None:
+        _publish_folder(aside, target, [Path(report.path) for report in moved])
     return result
 
 
@@ -191,6 +234,8 @@ def _json_object(path: Path) -> dict[str, Any]:
 
 def _upload(job: Job) -> Result:
     job.needed_output()
+    if is_elsewhere(job):
+        return _upload_elsewhere(job)
     items = _upload_items(job)
     with job.engine() as engine:
         with job.optional_metadata(engine.repository) as metadata:
@@ -208,6 +253,20 @@ def _upload(job: Job) -> Result:
             return operations.upload(engine, operations.as_registered(item, records.get(item.object_id)), force=force)
 
         return job.transfer(engine, items, one, lambda item: (item.object_id, str(item.path)))
+
+
+def _upload_elsewhere(job: Job) -> Result:
+    """One file by the flow `upload`, or those of a manifest by the flow `batch`."""
+    items, force = _upload_items(job), job.flag("force")
+    manifest = job.input("manifest")
+    if manifest is not None:
+        flow_of(job, "batch")
+        return of_reports(*transferred(job, {"direction": "upload", "manifest": manifest, "force": force}))
+    flow_of(job, "upload")
+    if len(items) > 1:
+        raise ConfigurationError("A deployment of the flow upload takes one file; give several as a manifest to one of the flow batch")
+    (item,) = items
+    return of_reports(*transferred(job, {"path": item.path, "object_id": item.object_id, "md5": item.md5, "force": force}))
 
 
 def _upload_items(job: Job) -> list[UploadItem]:
@@ -265,7 +324,9 @@ def _view(job: Job) -> Result:
     command = wanted.command(*(["--object-id", object_id] if object_id else ["--input-file", str(source)]))
     form = _form(job, target, index, command, reference)
     with _aside(target) as folder:
-        if source is not None:
+        if is_elsewhere(job):
+            report = _view_elsewhere(job, wanted, form, limits.max_bytes, folder)
+        elif source is not None:
             with job.signals.graceful():
                 report = view_file(source, local_index, wanted, form, folder, limits=limits, stop=job.stop)
         else:
@@ -275,6 +336,34 @@ def _view(job: Job) -> Result:
                 report = view_object(engine, metadata, item, wanted, form, folder, limits=limits)
         _move_slice(Path(report.path), target, index)
     return of_reports([dataclasses.replace(report, path=str(target))], report.seconds)
+
+
+def _view_elsewhere(job: Job, wanted: Wanted, form: Form, max_bytes: int | None, folder: Path) -> TransferReport:
+    object_id = job.text("object_id")
+    if object_id is None:
+        raise ConfigurationError("A deployment cuts out of objects: give the param object_id instead of an input file")
+    flow_of(job, "view")
+    given = {
+        "output_dir": folder,
+        "object_ids": [object_id],
+        "index_object_id": job.text("index_object_id"),
+        "regions": wanted.regions or None,
+        "bed": wanted.bed,
+        "contained": wanted.contained,
+        "skip_unknown": wanted.skip_unknown,
+        "header_only": wanted.header_only,
+        "output_format": form.format,
+        "original_header": form.original_header,
+        "output_index": form.index,
+        "reference_file": form.reference,
+        "max_bytes": max_bytes,
+    }
+    ((report,), _) = transferred(job, given)
+    if report.error is not None:
+        error = ScoreError(report.error)
+        error.exit_code = report.exit_code
+        raise error
+    return report
 
 
 def _require_pysam() -> None:
@@ -460,12 +549,14 @@ def _publish(job: Job) -> Result:
 
 _ANALYSIS: Final = frozenset({"study_id", "analysis_id"})
 
-DOWNLOAD: Final = Step("download", "files", frozenset({"object_id", "validation", "layout", "index"}) | _ANALYSIS, _download)
-UPLOAD: Final = Step("upload", RECEIPT, frozenset({"object_id", "md5", "force"}), _upload)
+DOWNLOAD: Final = Step("download", "files", frozenset({"object_id", "validation", "layout", "index", DEPLOYMENT}) | _ANALYSIS, _download)
+UPLOAD: Final = Step("upload", RECEIPT, frozenset({"object_id", "md5", "force", DEPLOYMENT}), _upload)
 VIEW: Final = Step(
     "view",
     "slice",
-    frozenset({"object_id", "index_object_id", "regions", "contained", "header_only", "skip_unknown", "original_header", "max_bytes"}),
+    frozenset(
+        {"object_id", "index_object_id", "regions", "contained", "header_only", "skip_unknown", "original_header", "max_bytes", DEPLOYMENT}
+    ),
     _view,
 )
 MANIFEST: Final = Step("manifest", "manifest", _ANALYSIS, _manifest)
