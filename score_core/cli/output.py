@@ -38,7 +38,7 @@ class Result:
 
 def show(result: Result, *, command: str, as_json: bool, workflow_codes: bool) -> int:
     """Prints a result; returns the process's exit code."""
-    code = WORKFLOW_CODE if workflow_codes and result.exit_code == NETWORK_CODE else result.exit_code
+    code = WORKFLOW_CODE if workflow_codes and _network_alone(result) else result.exit_code
     if as_json:
         document = {"command": command, **result.document, "error": result.error, "exit_code": code}
         print(json.dumps(document, indent=2))
@@ -53,6 +53,13 @@ def show(result: Result, *, command: str, as_json: bool, workflow_codes: bool) -
     if result.error is not None:
         say(f"error: {result.error}")
     return code
+
+
+def _network_alone(result: Result) -> bool:
+    """Whether nothing but the network failed: then the same command again may do it, and files that are done are not moved again."""
+    if result.exit_code == BATCH_CODE:
+        return {row["exit_code"] for row in result.document.get("files", ()) if row["outcome"] == "failed"} == {NETWORK_CODE}
+    return result.exit_code == NETWORK_CODE
 
 
 def say(line: str) -> None:

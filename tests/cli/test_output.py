@@ -42,6 +42,19 @@ def test_help_of_a_command_has_an_example(score: Score, command: str) -> None:
     assert score("help", command).out == ran.out
 
 
+@pytest.mark.parametrize(("failures", "plain", "for_workflows"), [([7], 9, 104), ([7, 7], 9, 104), ([7, 6], 9, 9), ([5], 9, 9)])
+def test_batch_that_only_the_network_failed_is_worth_a_retry(failures: list[int], plain: int, for_workflows: int) -> None:
+    """What is done already does not make the rest less worth it."""
+    from score_core.cli.output import of_reports, show
+
+    reports = [
+        TransferReport("x", "x", "downloaded"),
+        *(TransferReport("y", "y", "failed", error="e", exit_code=code) for code in failures),
+    ]
+    codes = [show(of_reports(reports, 1.0), command="download", as_json=False, workflow_codes=codes) for codes in (False, True)]
+    assert codes == [plain, for_workflows]
+
+
 def test_nothing_but_data_on_stdout(score: Score, some_file: Path) -> None:
     ran = score("upload", "--file", some_file, "--object-id", OBJECT_ID, "--md5", md5_of(some_file))
     assert ran.out == ""
