@@ -299,16 +299,16 @@ class Backend:
 
 
 class _Told(Silent):
-    """Tells Snakemake's log what does not go smoothly."""
+    """Tells Snakemake's log what does not go smoothly; that one shows a format as it stands, without its arguments."""
 
     def __init__(self, logger: Logger) -> None:
         self._logger = logger
 
     def retry(self, object_id: str, what: str, why: str, pause_s: float) -> None:
-        self._logger.info("Object %s, %s: %s; trying again in %.1f s", object_id, what, why, pause_s)
+        self._logger.info(f"Object {object_id}, {what}: {why}; trying again in {pause_s:.1f} s")  # noqa: G004
 
     def note(self, object_id: str, message: str) -> None:
-        self._logger.info("Object %s: %s", object_id, message)
+        self._logger.info(f"Object {object_id}: {message}")  # noqa: G004
 
 
 def _file_named(analysis: Analysis, name: str) -> FileRecord | None:
