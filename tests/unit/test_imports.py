@@ -7,6 +7,7 @@ function obeys the same rule, save for the pairs in `UPWARD`, but does not count
 import ast
 import importlib.metadata
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator
@@ -61,6 +62,10 @@ HEAVY = {"prefect", "snakemake", "fastapi", "starlette", "uvicorn", "boto3", "bo
 TASKS_MAY_IMPORT = {"tasks", "score_core", "prefect"}
 TASKS_MAY_NOT_IMPORT = ("score_core.cli", "score_core.workflow", "score_core.server", "score_core.testing")
 
+PLUGIN = "snakemake_storage_plugin_score"
+PLUGIN_SOURCE = ROOT / "workflows" / "snakemake" / "src"
+PLUGIN_MAY_IMPORT = {PLUGIN, "score_core", "snakemake_interface_common", "snakemake_interface_storage_plugins"}
+
 
 @dataclass(frozen=True)
 class Import:
@@ -75,11 +80,12 @@ class Import:
 
 
 def module_name(path: Path) -> str:
-    parts = path.relative_to(ROOT).with_suffix("").parts
+    parts = path.relative_to(PLUGIN_SOURCE if path.is_relative_to(PLUGIN_SOURCE) else ROOT).with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-MODULES = {module_name(path): path for folder in ("score_core", "tasks", "flows") for path in sorted((ROOT / folder).rglob("*.py"))}
+FOLDERS = (ROOT / "score_core", ROOT / "tasks", ROOT / "flows", PLUGIN_SOURCE)
+MODULES = {module_name(path): path for folder in FOLDERS for path in sorted(folder.rglob("*.py"))}
 
 
 def imported_names(node: ast.Import | ast.ImportFrom, importer: str) -> Iterator[str]:
@@ -174,7 +180,7 @@ def test_upward_exceptions_are_still_used() -> None:
 
 
 def test_score_core_does_not_know_its_front_ends() -> None:
-    outside = ("tasks", "flows", "tests", "bench", "prefect", "snakemake")
+    outside = ("tasks", "flows", "tests", "bench", "prefect", "snakemake", *(PLUGIN_MAY_IMPORT - {"score_core"}))
     assert [str(found) for found in ALL if within(found.importer, "score_core") and top(found.imported) in outside] == []
 
 
@@ -184,6 +190,32 @@ def test_tasks_import_score_core_and_prefect_only() -> None:
         return top(name) in known and not any(within(name, closed) for closed in TASKS_MAY_NOT_IMPORT)
 
     assert [str(found) for found in ALL if within(found.importer, "tasks") and not allowed(found.imported)] == []
+
+
+def test_storage_plugin_imports_score_core_and_snakemakes_interfaces_only() -> None:
+    def allowed(name: str) -> bool:
+        known = PLUGIN_MAY_IMPORT | sys.stdlib_module_names
+        return top(name) in known and not any(within(name, closed) for closed in TASKS_MAY_NOT_IMPORT)
+
+    ours = [found for found in ALL if within(found.importer, PLUGIN)]
+    assert ours
+    assert [str(found) for found in ours if not allowed(found.imported)] == []
+
+
+def test_storage_plugin_loads_nothing_heavy_before_it_is_used() -> None:
+    # Snakemake imports every installed plugin for every command
+    program = f"""
+import json, sys, snakemake_interface_storage_plugins.storage_object
+before = set(sys.modules)
+import {PLUGIN}
+print(json.dumps(sorted({{name.split(".")[0] for name in set(sys.modules) - before}})))
+"""
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join((str(ROOT), str(PLUGIN_SOURCE)))}
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    loaded = set(json.loads(done.stdout))
+    assert PLUGIN in loaded
+    assert loaded & (HEAVY | {"pydantic", "pydantic_settings", "urllib3", "rich", "cyclopts"}) == set()
 
 
 def test_nothing_imports_flows() -> None:
