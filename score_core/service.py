@@ -258,8 +258,10 @@ class ServiceClient:
         what = f"{what}: {said}" if said else what
         if status in _BUSY or status > 500:
             raise TransientError(what, busy=status in {429, 503}, retry_after_s=_retry_after_s(response))
-        if status == 401:
-            what += "; the token is wrong or has expired" if token else "; no token is set (ACCESSTOKEN or SCORE_TOKEN_FILE)"
+        if not token and status in {401, 403}:  # our server answers 403 where a token would have made a difference
+            what += "; no token is set (ACCESSTOKEN or SCORE_TOKEN_FILE)"
+        elif status == 401:
+            what += "; the token is wrong or has expired"
         kind = _KINDS.get(status) or (ServiceError if status >= 500 else None)
         raise Refused(what, status=status, reason=said) if kind is None else kind(what, status=status)
 
