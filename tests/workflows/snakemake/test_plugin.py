@@ -126,6 +126,21 @@ def test_what_is_not_there_is_asked_for_again(site: Site, provide: Provide) -> N
     assert obj.exists()
 
 
+def test_unpublished_analysis_is_asked_for_again_after_a_while(site: Site, provide: Provide, monkeypatch: pytest.MonkeyPatch) -> None:
+    analysis = site.add({"a.txt": b"hello"}, publishes=False)
+    obj = provide().object(query_of(analysis, "a.txt"))
+    assert [obj.exists(), obj.exists(), obj.size()] == [True, True, 5]
+    assert len(site.metadata_calls()) == 1
+    monkeypatch.setattr("snakemake_storage_plugin_score._backend._KEPT_S", 0.0)
+    later = provide().object(query_of(analysis, "a.txt"))
+    assert later.mtime() == pytest.approx(analysis.created_at, abs=0.01)
+    site.registry.publish(STUDY, analysis.analysis_id)
+    published = site.registry.analysis(STUDY, analysis.analysis_id).history[0].at
+    assert later.mtime() == pytest.approx(published, abs=0.01)
+    assert later.mtime() == pytest.approx(published, abs=0.01)
+    assert len(site.metadata_calls()) == 3  # a published one is asked for no more
+
+
 def test_missing_file_has_no_checksum_and_no_size(site: Site, provide: Provide) -> None:
     provider, analysis = provide(), site.add({"a.txt": b"hello"})
     for query in (query_of(analysis, "b.txt"), f"score://{STUDY}/{UNKNOWN}/a.txt", f"score://{UNKNOWN}/a.txt", f"score://{STUDY}/x/a.txt"):
@@ -387,6 +402,16 @@ def test_regions_are_cut_and_only_what_they_need_is_fetched(site: Site, provide:
     assert wanted
     assert len(site.metadata_calls()) == 2  # one for each provider
     assert sum(seen.sent for seen in site.gets()) < 2 * sum(map(len, files.values()))
+
+
+def test_regions_of_a_cram_are_written_as_bam_with_the_reference_that_is_set(site: Site, provide: Provide) -> None:
+    analysis = site.add({name: (DATA / name).read_bytes() for name in ("range.cram", "range.cram.crai")})
+    obj = provide(reference=DATA / "ce.fa.gz").object(query_of(analysis, "range.cram", "?region=CHROMOSOME_I:1000-2000&format=bam"))
+    retrieved(obj)
+    with pysam.AlignmentFile(str(DATA / "range.bam")) as whole, pysam.AlignmentFile(str(obj.local_path()), check_sq=False) as cut:
+        names = [read.query_name for read in cut.fetch(until_eof=True)]
+        assert names == [read.query_name for read in whole.fetch(region="CHROMOSOME_I:1000-2000")]
+    assert names
 
 
 def test_regions_need_an_index(site: Site, provide: Provide) -> None:
