@@ -93,7 +93,8 @@ def run(step: Step, script: Script) -> None:
         if result.error is not None:
             say(f"error: {result.error}")
             if sys.stderr is not console:
-                print(f"error: {result.error}", file=console, flush=True)
+                console.write(f"error: {result.error}\n")  # in one piece: other jobs share it, and print() would write the line's end after
+                console.flush()
     if result.exit_code:
         raise SystemExit(result.exit_code)
 

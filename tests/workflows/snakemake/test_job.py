@@ -386,7 +386,7 @@ def test_folder_appears_complete_or_not_at_all(do: Do, served: Site) -> None:
 
 def _last(seen: Any, analysis: Analysis) -> bool:
     """Whether a request is for bytes near the end of the big file."""
-    return bool(seen.offset is not None and seen.offset >= len(BIG) - 2 * PART_BYTES)
+    return bool(seen.offset >= len(BIG) - 2 * PART_BYTES)
 
 
 def test_unexpected_failure_is_a_sentence_and_a_traceback_only_in_debug(do: Do) -> None:
@@ -444,7 +444,7 @@ def test_stopped_job_is_resumed(do: Do, served: Site, number: signal.Signals) ->
     assert served.data is not None
     process = subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.PIPE, text=True, env=dict(os.environ))
     served.data.at_byte(10 * PART_BYTES, lambda: process.send_signal(number))
-    served.data.inject(Stall(30), when=lambda seen: moves_part(seen) and (seen.offset or 0) >= 12 * PART_BYTES)
+    served.data.inject(Stall(), when=lambda seen: moves_part(seen) and seen.offset >= 12 * PART_BYTES)
     _, err = process.communicate(timeout=30)
     assert process.returncode == 128 + number
     assert err == "error: Interrupted; run the same command again to resume\n"

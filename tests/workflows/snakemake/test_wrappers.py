@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
+import signal
 import stat
 import subprocess
+import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +20,10 @@ import yaml
 from score_core import __version__
 from score_core.checksum import md5_hex
 from score_core.ids import object_id_of
+from score_core.testing.faults import Stall, moves_part
 from score_core.workflow import elsewhere, steps
 from score_core.workflow.job import COMMON_PARAMS, Step
-from tests.workflows.snakemake.conftest import ROOT, STUDY, TOKEN, Ran, Site, Snakemake
+from tests.workflows.snakemake.conftest import PART_BYTES, ROOT, STUDY, TOKEN, Ran, Site, Snakemake
 
 WORKFLOWS = ROOT / "workflows" / "snakemake"
 WRAPPERS = sorted(path.parent for path in (WORKFLOWS / "wrappers").rglob("wrapper.py"))
@@ -206,6 +211,42 @@ def test_bad_input_is_one_sentence_and_other_jobs_go_on(example: Site, snakemake
     assert sorted(map(int, ends)) == sorted(code for _, _, _, code, _ in BAD.values())
     assert "Traceback" not in ran.text
     assert TOKEN not in ran.text
+
+
+@pytest.mark.kill
+@pytest.mark.slow
+def test_stopped_workflow_goes_on_where_it_ended(site: Site, snakemake: Snakemake, tmp_path: Path) -> None:
+    work = tmp_path / "work"
+    lay_out(work)
+    record = site.add({"big.bin": BAM}).files[0]
+    rule = RULE.format(name="big", suffix="", wrapper="score/download", inputs="", params=f'object_id="{record.object_id}"')
+    (work / "Snakefile").write_text(rule)
+    assert site.data is not None
+    reached = threading.Event()
+    site.data.at_byte(10 * PART_BYTES, reached.set)
+    site.data.inject(Stall(), when=lambda seen: moves_part(seen) and seen.offset >= 12 * PART_BYTES)
+    options = ("big.out", "--wrapper-prefix", f"file://{work}/")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "snakemake", "--cores", "1", *options],
+        cwd=work,
+        env={**os.environ, **site.environment()},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert reached.wait(60)
+    os.killpg(process.pid, signal.SIGINT)  # as Ctrl-C in a terminal does
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "error: Interrupted; run the same command again to resume" in err
+    assert not (work / "big.out").exists()
+    site.forget()
+    ran = snakemake(rule, *options, **site.environment())
+    assert ran.code == 0, ran.text
+    assert (work / "big.out").read_bytes() == BAM
+    assert sum(seen.sent for seen in site.gets()) <= len(BAM) - 8 * PART_BYTES
 
 
 # Documents
