@@ -19,8 +19,10 @@ import pytest
 from snakemake.io import IOCache
 from snakemake_interface_common.exceptions import WorkflowError
 
+from score_core import operations
 from score_core.checksum import md5_hex
 from score_core.metadata.base import Analysis
+from score_core.operations import UploadItem
 from score_core.testing.faults import Answer, Fault, Flip, Reset, expired
 from snakemake_storage_plugin_score import StorageObject, StorageProvider, StorageProviderSettings
 from tests.workflows.snakemake.conftest import PART_BYTES, STUDY, TOKEN, Site
@@ -356,12 +358,30 @@ def test_file_that_fails_stops_its_siblings_and_they_are_continued(site: Site, p
 def test_file_that_is_there_is_not_fetched_and_an_older_one_is_replaced(site: Site, provide: Provide) -> None:
     analysis = site.add({"a.txt": b"hello"})
     obj = local(provide().object(query_of(analysis, "a.txt")), b"hello")
-    os.utime(obj.local_path(), (1, 1))
     retrieved(obj)
     assert site.gets() == []
-    assert Path(obj.local_path()).stat().st_mtime >= obj.mtime() - 0.01  # or Snakemake would ask for it for ever
     retrieved(local(obj, b"older"))
     assert Path(obj.local_path()).read_bytes() == b"hello"
+
+
+def test_other_bytes_than_registered_are_not_fetched(site: Site, provide: Provide) -> None:
+    for other in (b"jello", b"hello!"):
+        analysis = site.add({"a.txt": b"hello"})
+        source = local(provide().object("score://S/x/other"), other).local_path()
+        operations.upload(site._put, UploadItem(analysis.files[0].object_id, Path(source), None), force=True)  # behind the server's back
+        obj = provide().object(query_of(analysis, "a.txt"))
+        with pytest.raises(WorkflowError, match=f"{analysis.files[0].object_id} is stored with {len(other)} bytes and registered with 5"):
+            obj.retrieve_object()
+        assert not obj.local_path().exists()
+    assert site.gets() == []
+
+
+def test_copy_that_is_older_than_the_publication_is_looked_at_once(site: Site, provide: Provide) -> None:
+    obj = local(provide().object(query_of(site.add({"a.txt": b"hello"}), "a.txt")), b"hello")
+    os.utime(obj.local_path(), (1, 1))
+    obj.retrieve_object()
+    assert Path(obj.local_path()).stat().st_mtime == pytest.approx(obj.mtime(), abs=0.01)
+    assert not Path(obj.local_path()).stat().st_mtime < obj.mtime()
 
 
 def test_no_space_is_told_before_anything_is_fetched(site: Site, provide: Provide, monkeypatch: pytest.MonkeyPatch) -> None:

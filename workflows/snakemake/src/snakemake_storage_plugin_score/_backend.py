@@ -205,10 +205,22 @@ class Backend:
         if query.regions:
             self._cut(engine, known, query, path)
         elif not _is_there(known, path, engine.stop):
-            options = DownloadOptions(path.parent, validation=self.settings.validation, force=True, state_dir=self._state_dir)
-            operations.download(engine, DownloadItem(known.object_id, path.name, size=known.size, md5=known.md5), options)
-        if path.stat().st_mtime < known.mtime:  # of a clock behind the server's: Snakemake would fetch it again and again
+            self._download(engine, known, path)
+        if path.stat().st_mtime < known.mtime <= time.time():  # the copy of an earlier run: Snakemake would ask for it again and again
             os.utime(path, (known.mtime, known.mtime))
+
+    def _download(self, engine: Engine, known: Known, path: Path) -> None:
+        options = DownloadOptions(path.parent, validation=self.settings.validation, force=True, state_dir=self._state_dir)
+        spec, target, _ = operations.plan_download(engine, DownloadItem(known.object_id, path.name), options)
+        md5 = spec.md5 or known.md5
+        if (spec.size, md5) != (known.size, known.md5 or md5):
+            raise ObjectMismatch(
+                f"Object {known.object_id} is stored with {spec.size:,} bytes and registered with {known.size:,}: tell its operator",
+                expected=known.md5 or "unknown",
+                actual=md5 or "unknown",
+            )
+        spec = dataclasses.replace(spec, md5=md5)
+        engine.download(spec, target, validation=options.validation, state_dir=options.state_dir)
 
     def _cut(self, engine: Engine, known: Known, query: Query, path: Path) -> None:
         from score_core.slicing.objects import ViewItem, view_object
