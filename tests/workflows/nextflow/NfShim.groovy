@@ -2,6 +2,7 @@
 // Reads one request per line from stdin and answers each with one line on stdout, both JSON:
 //   {file, inputs: {name: value}, ext: {...}, stub: bool}  the file's process: directives, inputs, outputs, script
 //   {file, rows: [...]}                                    the file's workflow: take, calls, emit; rows are those of a samplesheet
+//   {config, profile, params: {...}, exitStatuses: [...]}  a configuration: its settings, and what errorStrategy says of each status
 // A file among the values is {path: name}. Scripts are only rendered here, never run.
 
 import groovy.json.JsonOutput
@@ -97,6 +98,7 @@ class Items {
 
 class Channels {
     def fromList(List items) { new Items(items: items) }
+    def of(Object... items) { new Items(items: items as List) }
     def empty() { [channel: 'empty'] }
 }
 
@@ -133,6 +135,7 @@ class EntryNames extends Names {
     List rows
     def samplesheetToList(String sheet, String schema) { rows }
     def tuple(Object... items) { items as List }
+    def file(String path) { [path: path] }
     def files(String pattern) { [pattern: pattern] }
 }
 
@@ -141,6 +144,71 @@ abstract class Nextflow extends Script {
     def process(String name, Map sections) { found << [name, sections] }
     def workflow(String name, Map sections) { found << [name, sections] }
     def include(Closure names) { [from: { String path -> path }] }
+}
+
+/** A scope of a configuration. Closures in it, which Nextflow asks for each task, stay as they are. */
+class Scope {
+    Scope above
+    Map values = [:]
+    File folder
+    Map given = [:]  // parameters of the command line
+    String profile
+
+    private Scope top() { above ? above.top() : this }
+
+    private Scope scope(String name) {
+        if (!(values[name] instanceof Scope)) values[name] = new Scope(above: this, folder: folder)
+        values[name]
+    }
+
+    def propertyMissing(String name) {
+        if (name == 'projectDir') return folder.path
+        if (name == 'params') return top().scope('params')
+        if (this.is(top().values.params)) {
+            if (!values.containsKey(name)) throw new MissingPropertyException("params.$name", Scope)
+            return values[name]
+        }
+        values.containsKey(name) && !(values[name] instanceof Scope) ? values[name] : scope(name)
+    }
+
+    void propertyMissing(String name, value) {
+        values[name] = this.is(top().values.params) && top().given.containsKey(name) ? top().given[name] : value
+    }
+
+    def includeConfig(String path) { read(new File(folder, path)) }
+
+    def methodMissing(String name, arguments) {
+        def body = (arguments as List)[0]
+        if (!(body instanceof Closure)) return values[name] = body  // id 'plugin'
+        def isProfile = this.is(top().values.profiles)
+        if (isProfile && name != top().profile) return values[name] = null
+        body = body.clone()
+        body.delegate = isProfile ? top() : name == 'params' ? top().scope('params') : scope(name)
+        body.resolveStrategy = Closure.DELEGATE_FIRST
+        body.call()
+    }
+
+    Scope read(File file) {
+        def script = new GroovyShell(Shim.classLoader, new Binding(), new CompilerConfiguration(scriptBaseClass: DelegatingScript.name)).parse(file.text)
+        script.setDelegate(this)
+        script.run()
+        this
+    }
+
+    static plain(value) {
+        if (value instanceof Scope) return plain(value.values)
+        if (value instanceof Closure) return 'dynamic'
+        if (value instanceof GString) return value.toString()
+        if (value instanceof List) return value.collect { plain(it) }
+        value instanceof Map ? value.collectEntries { name, inner -> [name, plain(inner)] } : value
+    }
+
+    String strategy(int status) {
+        def asked = values.process.values.errorStrategy.clone()
+        asked.delegate = [task: [exitStatus: status]]
+        asked.resolveStrategy = Closure.DELEGATE_FIRST
+        asked.call()
+    }
 }
 
 class Shim {
@@ -158,8 +226,15 @@ class Shim {
     }
 
     Map answer(Map request) {
+        if (request.config) return configuration(request)
         def (name, sections) = definition(request.file)
         [name: name] + (sections.main || sections.take ? workflow(sections, request) : sections.script ? process(name, sections, request) : workflow([main: sections.directives], request))
+    }
+
+    private static Map configuration(Map request) {
+        def file = new File(request.config)
+        def found = new Scope(folder: file.parentFile, given: request.params ?: [:], profile: request.profile).read(file)
+        [settings: Scope.plain(found), strategies: (request.exitStatuses ?: []).collect { found.strategy(it) }]
     }
 
     private Map process(String name, Map sections, Map request) {

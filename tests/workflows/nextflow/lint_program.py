@@ -55,7 +55,8 @@ def main() -> None:
     root = Path(sys.argv[1])
     files = {str(path.relative_to(root)): parsed(path) for path in sorted(root.rglob("*.nf"))}
     folders = [path.parent for path in sorted((root / "modules").rglob("main.nf"))]
-    print(json.dumps({"files": files, "modules": {str(folder.relative_to(root)): linted(root, folder) for folder in folders}}))
+    modules = {str(folder.relative_to(root)): linted(root, folder) for folder in folders}
+    json.dump({"files": files, "modules": modules}, sys.stdout)
 
 
 if __name__ == "__main__":
