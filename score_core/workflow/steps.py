@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, cast, get_args
 
 from score_core import operations
 from score_core.cli.output import Result, of_reports
+from score_core.cli.progress import Lines
 from score_core.errors import BatchError, ConfigurationError, Conflict, ObjectNotFound, ScoreError, redact
 from score_core.ids import check_object_id
 from score_core.manifest import read_downloads, read_uploads
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
 
 _COMPUTE: Final = "compute"
 _FORMATS: Final = ("sam", "bam", "cram", "vcf", "vcf.gz", "bcf")  # by a name's end
-_UNITS: Final = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 
 # Download
@@ -332,7 +332,8 @@ def _view(job: Job) -> Result:
         else:
             index_id = job.text("index_object_id")
             item = ViewItem(check_object_id(str(object_id)), index_id=None if index_id is None else check_object_id(index_id))
-            with job.engine() as engine, job.optional_metadata(engine.repository) as metadata, job.signals.graceful():
+            with job.engine() as engine, job.optional_metadata(engine.repository) as metadata, job.signals.graceful(), Lines(1) as shown:
+                engine.progress = shown
                 report = view_object(engine, metadata, item, wanted, form, folder, limits=limits)
         _move_slice(Path(report.path), target, index)
     return of_reports([dataclasses.replace(report, path=str(target))], report.seconds)
@@ -395,14 +396,10 @@ def _form(job: Job, target: Path, index: Path | None, command: str, reference: P
 
 
 def _size(job: Job, name: str) -> int | None:
+    from score_core.cli.view import size_of
+
     text = job.text(name)
-    if text is None:
-        return None
-    number, unit = (text[:-1], _UNITS[text[-1].upper()]) if text[-1].upper() in _UNITS else (text, 1)
-    try:
-        return int(float(number) * unit)
-    except (ValueError, OverflowError):
-        raise ConfigurationError(f"The param {name} must be a number of bytes such as 500M or 2G, got {text[:40]!r}") from None
+    return None if text is None else size_of(f"The param {name}", text)
 
 
 @contextmanager
