@@ -274,15 +274,15 @@ class Delay(Fault):
         self.then.play(exchange)
 
 
-def test_four_files_are_fetched_at_once(site: Site, provide: Provide) -> None:
+def test_as_many_files_are_fetched_at_once_as_are_set(site: Site, provide: Provide) -> None:
     names = [f"{number}.txt" for number in range(12)]
     analysis = site.add({name: name.encode() for name in names})
     spent, peaks = [], []
-    for parallel in (4, 1):
+    for parallel in (4, 1, 12):
         delay = Delay(0.2)
         site.data.heal()
         site.data.inject(delay)
-        provider = provide(parallel=parallel)
+        provider = provide(parallel=parallel, workers=12)
         objects = [provider.object(query_of(analysis, name)) for name in names]
         began = time.monotonic()
         retrieved(*objects)
@@ -291,7 +291,7 @@ def test_four_files_are_fetched_at_once(site: Site, provide: Provide) -> None:
         assert [Path(obj.local_path()).read_text() for obj in objects] == names
         for obj in objects:
             Path(obj.local_path()).unlink()
-    assert peaks == [4, 1]
+    assert peaks == [4, 1, 12]
     assert spent[0] <= 0.6 * spent[1]
 
 

@@ -59,6 +59,12 @@ class _Kept:
     analysis: Analysis
     until: float | None
     stored: set[str] = field(default_factory=set)
+    named: dict[str, FileRecord] = field(init=False)
+    by_id: dict[str, FileRecord] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.named = {file.file_name: file for file in self.analysis.files}  # there may be 100,000, each asked for eight times
+        self.by_id = {file.object_id: file for file in self.analysis.files}
 
 
 class Backend:
@@ -118,7 +124,7 @@ class Backend:
             if query.object_id is not None:
                 return self._find_object(query.object_id)
             kept = self._analysis(query.study, query.analysis_id)
-            record = None if kept is None else _file_named(kept.analysis, query.file_name)
+            record = None if kept is None else kept.named.get(query.file_name)
             return None if kept is None or record is None else self._find_stored(kept, record)
 
     def _find_object(self, object_id: str) -> Known | None:
@@ -130,7 +136,7 @@ class Backend:
             except ObjectNotFound:
                 pass
         kept = None if place is None else self._analysis(*place)
-        record = None if kept is None else next((file for file in kept.analysis.files if file.object_id == object_id), None)
+        record = None if kept is None else kept.by_id.get(object_id)
         if kept is not None and record is not None:
             return self._find_stored(kept, record)
         try:
@@ -180,11 +186,11 @@ class Backend:
         metadata = self._required_metadata()
         if pattern.study is not None and pattern.analysis_id is not None:
             with self._lock:
-                kept = self._analysis(pattern.study, pattern.analysis_id)
+                kept = self._analysis(pattern.study, pattern.analysis_id.lower())
             for file in () if kept is None else kept.analysis.files:
                 yield f"{SCHEME}{pattern.study}/{pattern.analysis_id}/{file.file_name}"
             return
-        for entity in metadata.entities(analysis_id=pattern.analysis_id, study_id=pattern.study):
+        for entity in metadata.entities(analysis_id=pattern.analysis_id and pattern.analysis_id.lower(), study_id=pattern.study):
             yield f"{SCHEME}{entity.study_id}/{pattern.analysis_id or entity.analysis_id}/{entity.file_name}"
 
     # Moving
@@ -244,14 +250,14 @@ class Backend:
         with self._lock:
             kept = self._analysis(query.study, query.analysis_id)
         analysis = self._registered(query, path) if kept is None else kept.analysis
-        record = _file_named(analysis, query.file_name)
+        record = next((file for file in analysis.files if file.file_name == query.file_name), None)
         if record is None:
             raise Conflict(
                 f"Analysis {analysis.analysis_id} does not list the file {query.file_name}: all files of an analysis are registered "
                 "together; write one that it lists, or submit another analysis"
             )
         self._upload(self._engine_with(stop), analysis, record, path)
-        if query.is_named and analysis.state == "UNPUBLISHED":
+        if query.is_named and self._registers and analysis.state == "UNPUBLISHED":  # it is complete, and later rules shall read it
             self._required_metadata().publish(query.study, analysis.analysis_id)
         self.forget(query)
 
@@ -301,7 +307,7 @@ class Backend:
         try:
             with self._lock:
                 kept = None if query.object_id is not None else self._analysis(query.study, query.analysis_id)
-                record = None if kept is None else _file_named(kept.analysis, query.file_name)
+                record = None if kept is None else kept.named.get(query.file_name)
                 if kept is not None and record is not None and kept.analysis.state == "UNPUBLISHED":
                     self._engine.repository.abort(record.object_id)
                 found = self.find(query)
@@ -321,10 +327,6 @@ class _Told(Silent):
 
     def note(self, object_id: str, message: str) -> None:
         self._logger.info(f"Object {object_id}: {message}")  # noqa: G004
-
-
-def _file_named(analysis: Analysis, name: str) -> FileRecord | None:
-    return next((file for file in analysis.files if file.file_name == name), None)
 
 
 def _time_of(analysis: Analysis) -> float:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import weakref
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractAsyncContextManager, contextmanager
 from functools import cached_property
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -43,7 +44,6 @@ class StorageProvider(StorageProviderBase):
         problem = self.settings.problem()
         if problem is not None:
             raise WorkflowError(f"Storage provider score: {problem}")
-        self._slots: tuple[asyncio.AbstractEventLoop, asyncio.Semaphore] | None = None
 
     @cached_property
     def backend(self) -> Backend:
@@ -107,14 +107,10 @@ class StorageProvider(StorageProviderBase):
         found: AbstractAsyncContextManager[Any] = limiter
         return found
 
-    @asynccontextmanager
-    async def slot(self) -> AsyncIterator[None]:
-        """One of `parallel` files' turn. Snakemake starts new event loops, and a semaphore belongs to one."""
-        loop = asyncio.get_running_loop()
-        if self._slots is None or self._slots[0] is not loop:
-            self._slots = loop, asyncio.Semaphore(self.settings.parallel)
-        async with self._slots[1]:
-            yield
+    @cached_property
+    def pool(self) -> ThreadPoolExecutor:
+        """Moves `parallel` files at once. asyncio's own threads are few on small machines, and belong to one of Snakemake's event loops."""
+        return ThreadPoolExecutor(self.settings.parallel, thread_name_prefix="score-file")
 
 
 class StorageObject(StorageObjectRead, StorageObjectWrite, StorageObjectGlob):
@@ -226,11 +222,16 @@ class StorageObject(StorageObjectRead, StorageObjectWrite, StorageObjectGlob):
     async def _in_thread(self, move: Callable[[Stop], None], operation: Operation, verb: str) -> None:
         stop = Stop()
         try:
-            async with self._rate_limiter(operation), self.provider.slot():
-                await asyncio.to_thread(move, stop)
-        except asyncio.CancelledError:
-            stop.set()  # another file failed, or the user wants to leave: the thread would go on
-            raise
+            async with self._rate_limiter(operation):
+                running = self.provider.pool.submit(move, stop)
+                waiting = asyncio.wrap_future(running)
+                try:
+                    await asyncio.shield(waiting)
+                except asyncio.CancelledError:  # another file failed, or the user wants to leave
+                    stop.set()
+                    running.cancel()
+                    await asyncio.wait([waiting])  # so that nothing is still at work on what the next run takes up
+                    raise
         except WorkflowError:
             raise
         except Exception as error:
