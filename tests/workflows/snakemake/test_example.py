@@ -64,6 +64,7 @@ def test_example_runs_once(site: Site, snakemake: Snakemake, work: Path) -> None
     for rule in set(re.findall(r"^(?:local)?rule (\w+):", ran.text, re.MULTILINE)):
         assert rule in picture, f"{rule} is not in {PICTURE}: draw it again as the README of the example says"
 
+    assert "in a good condition" in snakemake(snakefile, "--lint").text
     site.forget()
     again = snakemake(snakefile)
     assert "Nothing to be done" in again.text
