@@ -133,6 +133,7 @@ class Names {
 /** The names of an entry workflow, where rows become tuples. */
 class EntryNames extends Names {
     List rows
+    void validateParameters() {}
     def samplesheetToList(String sheet, String schema) { rows }
     def tuple(Object... items) { items as List }
     def file(String path) { [path: path] }

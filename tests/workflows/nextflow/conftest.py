@@ -24,6 +24,7 @@ from score_core.testing.servers import free_ports
 from tests.workflows.nextflow.rendering import ROOT, Done, Rendered, Shim, Values, groovy_command, run, shim
 
 STUDY: Final = "TEST-CA"
+DATA: Final = ROOT / "tests" / "data"
 PART_BYTES: Final = 64 << 10
 NOISE_PARTS: Final = 48
 LINTERS: Final = ("nf-core==4.2.1", "reftrace==0.6.0")
@@ -148,9 +149,10 @@ def server(running_server: Server) -> Server:
 
 @pytest.fixture(scope="session")
 def reads(running_server: Server) -> Analysis:
-    """A published analysis: a real BAM, its index, and a file of many parts."""
-    real = {name: (ROOT / "tests" / "data" / name).read_bytes() for name in ("range.bam", "range.bam.bai")}
-    return running_server.published({**real, "noise.bin": Random(12878).randbytes(NOISE_PARTS * PART_BYTES)})
+    """A published analysis: a real BAM and a CRAM with their indexes, and a file of many parts."""
+    real = {name: (DATA / name).read_bytes() for name in ("range.bam", "range.bam.bai")}
+    other = {f"other{suffix}": (DATA / f"range{suffix}").read_bytes() for suffix in (".cram", ".cram.crai")}
+    return running_server.published({**real, **other, "noise.bin": Random(12878).randbytes(NOISE_PARTS * PART_BYTES)})
 
 
 def payload_of(files: Mapping[str, bytes], **fields: Any) -> dict[str, Any]:

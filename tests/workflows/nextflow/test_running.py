@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 
 from score_core import __version__
+from score_core.checksum import md5_hex
 from score_core.testing.faults import Flip, Reset, Seen, is_get
 from score_core.testing.servers import free_ports
-from tests.workflows.nextflow.conftest import STUDY, Analysis, Server, payload_of
+from tests.workflows.nextflow.conftest import DATA, STUDY, Analysis, Server, payload_of
 from tests.workflows.nextflow.rendering import MODULES, PIPELINE, Shim
 
 pytestmark = pytest.mark.xdist_group("nextflow")  # one server and one JVM are enough
@@ -120,6 +121,19 @@ def test_metadata(server: Server, reads: Analysis) -> None:
     assert done.outputs["analysis_json"] == (STUDY, reads.analysis_id, done.outputs["json"])
 
 
+def test_manifest_of_another_task_means_the_files_of_this_one(server: Server, reads: Analysis, tmp_path: Path) -> None:
+    names = ("range.bam", "range.bam.bai")
+    lines = [f"{reads.ids[name]}\t/work/4f/gone/{name}\t{md5_hex(reads.data[name])}\n" for name in names]
+    manifest = tmp_path / "manifest.txt"
+    manifest.write_text("".join([f"{reads.analysis_id}\t\t\n", *lines]))
+    upload = {"meta": META, "analysis_id": reads.analysis_id, "manifest": manifest, "upload": [DATA / name for name in names]}
+    done = server.run("SCORE_UPLOAD", upload)
+    assert done.code == 0, done.err
+    assert done.outputs["ready_to_publish"] == (META, reads.analysis_id)
+    report = json.loads(done.outputs["report"][1].read_text())
+    assert [(Path(row["path"]).name, row["outcome"]) for row in report["files"]] == [(name, "already there") for name in names]
+
+
 def test_view_of_regions(server: Server, reads: Analysis) -> None:
     regions = ["CHROMOSOME_II:1-1000", "CHROMOSOME_IV"]
     ext = {"args": "--output-format bam --output-index"}
@@ -132,19 +146,30 @@ def test_view_of_regions(server: Server, reads: Analysis) -> None:
     assert json.loads(done.outputs["report"][1].read_text())["files"][0]["records"] > 0
 
 
-def test_view_of_a_manifest_and_a_bed_file(server: Server, reads: Analysis, tmp_path: Path) -> None:
+def test_view_of_a_manifest_by_a_bed_file_and_a_reference(server: Server, reads: Analysis, tmp_path: Path) -> None:
     manifest, bed = tmp_path / "manifest.tsv", tmp_path / "genes.bed"
     manifest.write_text(server.score("manifest", "--study-id", STUDY, "--analysis-id", reads.analysis_id))
     bed.write_text("CHROMOSOME_I\t0\t2000\n")
-    done = server.run("SCORE_VIEW", view_of("", manifest=manifest, bed=bed))
+    reference = {"fasta": DATA / "ce.fa.gz", "fai": [DATA / "ce.fa.gz.fai", DATA / "ce.fa.gz.gzi"]}
+    done = server.run("SCORE_VIEW", view_of("", manifest=manifest, bed=bed, **reference))
     assert done.code == 0, done.err
-    assert done.outputs["slices"][1].name == "range.genes.bed.sam"
+    assert [path.name for path in done.outputs["slices"][1]] == ["other.genes.bed.sam", "range.genes.bed.sam"]
     assert done.outputs["index"][1] == []
+    assert {row["records"] > 0 for row in json.loads(done.outputs["report"][1].read_text())["files"]} == {True}
 
 
 def test_view_of_nothing_is_wrong_usage(server: Server, reads: Analysis) -> None:
     done = server.run("SCORE_VIEW", view_of(reads.ids["range.bam"]))
     assert (done.code, "Give --query or --bed-query" in done.sentence()) == (2, True)
+
+
+def test_rest_of_the_disk_is_read_only(server: Server, reads: Analysis, tmp_path: Path) -> None:
+    """Which is what the other tests rest on."""
+    ext = {"prefix": str(tmp_path / "elsewhere")}
+    done = server.run("SONG_GET", {"study_id": STUDY, "analysis_id": reads.analysis_id}, ext=ext)
+    assert done.code != 0
+    assert "read-only" in done.sentence().lower()
+    assert not list(tmp_path.iterdir())
 
 
 # Whole workflows, as their files wire them
