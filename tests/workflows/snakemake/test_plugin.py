@@ -509,6 +509,15 @@ def test_named_file_whose_storing_broke_off_is_stored_by_the_next_run(site: Site
     assert 2 in [seen.part for seen in site.data.seen if seen.method == "PUT"]
 
 
+def test_server_that_draws_its_own_ids_takes_no_named_files(site: Site, provide: Provide, monkeypatch: pytest.MonkeyPatch) -> None:
+    submit = site.registry.submit
+    monkeypatch.setattr(site.registry, "submit", lambda study, payload: submit(study, {**payload, "analysisId": str(uuid.uuid4())}))
+    obj = local(provide(register=True).object(f"score://{STUDY}/run-{uuid.uuid4()}/a.txt"), b"hello")
+    with pytest.raises(WorkflowError, match="an analysis id of its own.*takes no named files"):
+        obj.store_object()
+    assert [seen for seen in site.data.seen if seen.method == "PUT"] == []
+
+
 def test_removing_says_that_objects_stay(site: Site, provide: Provide, caplog: pytest.LogCaptureFixture) -> None:
     obj = provide().object(query_of(site.add({"a.txt": b"hello"}), "a.txt"))
     obj.remove()

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
+import threading
 import time
 import uuid
 from pathlib import Path
@@ -10,7 +14,7 @@ from pathlib import Path
 import pysam
 import pytest
 
-from score_core.testing.faults import Fault, Reset
+from score_core.testing.faults import Call, Fault, Reset
 from tests.workflows.snakemake.conftest import PART_BYTES, STUDY, TOKEN, Ran, Site, Snakemake
 
 DATA = Path(__file__).resolve().parents[2] / "data"
@@ -178,3 +182,37 @@ def test_missing_file_and_missing_right_are_told_apart(site: Site, snakemake: Sn
     assert "set SNAKEMAKE_STORAGE_SCORE_TOKEN" in ran.text
     assert "MissingInputException" not in ran.text
     assert "another-token-that-is-wrong" not in ran.text
+
+
+@pytest.mark.kill
+def test_killed_run_is_continued_by_the_next(site: Site, snakemake: Snakemake, work: Path) -> None:
+    data = bytes(range(256)) * (30 * PART_BYTES // 256)
+    analysis = site.add({"a.bin": data})
+    snakefile = f"""
+rule all:
+    input: storage("score://{STUDY}/{analysis.analysis_id}/a.bin")
+    output: "copy.bin"
+    shell: "cp {{input}} {{output}}"
+"""
+    work.mkdir()
+    (work / "Snakefile").write_text(snakefile)
+    held = threading.Event()
+    site.data.inject(Call(lambda: held.wait(60)), when=lambda seen: seen.offset >= 20 * PART_BYTES)
+    command = [sys.executable, "-m", "snakemake", "--cores", "1", "--storage-score-workers", "2"]
+    process = subprocess.Popen(
+        command, cwd=work, env={**os.environ, **site.environment()}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    while len(site.gets()) < 22:
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    held.set()
+    site.forget()
+    ran = snakemake(snakefile, "--unlock", **site.environment())
+    ran = snakemake(
+        snakefile, "--rerun-incomplete", "--storage-score-parallel", "2", "--storage-score-validation", "both", **site.environment()
+    )
+    assert ran.code == 0, ran.text
+    assert (work / "copy.bin").read_bytes() == data
+    assert sorted(seen.offset // PART_BYTES for seen in site.gets()) == list(range(20, 30))
