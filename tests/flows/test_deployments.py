@@ -1,12 +1,12 @@
 """Deployments as a data manager makes them: a server with its scheduler, `prefect deploy --all` in a copy of the tree, a real worker."""
 
+import json
 import os
 import shutil
 import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
 
 import prefect.settings
 import pytest
@@ -18,7 +18,7 @@ from flows import local_server
 from flows.local_server import PendingServer
 from flows.server_room import ServerOptions
 from score_core import operations
-from score_core.errors import AuthenticationError, ConfigurationError, Interrupted, ScoreError
+from score_core.errors import AuthenticationError, ConfigurationError, Interrupted
 from score_core.operations import DownloadItem, DownloadOptions, UploadItem, file_md5
 from score_core.session import open_engine
 from score_core.settings import load
@@ -55,7 +55,7 @@ class Manager:
 
     def work(self):
         """Has a worker, started from another folder, do all that was asked for."""
-        self.prefect("worker", "start", "--pool", "transfers", "--limit", "4", "--run-once", cwd=self.checkout.parent)
+        self.prefect("worker", "start", "--pool", "transfers", "--limit", "8", "--run-once", cwd=self.checkout.parent)
 
     def ask(self, deployment, **parameters):
         """Asks for a run of a deployment, as `prefect deployment run` does, without the seconds that a command takes to start."""
@@ -127,59 +127,84 @@ def user(manager, monkeypatch):
         monkeypatch.setenv(name, value)
 
 
-@pytest.fixture
-def asked(manager, user, monkeypatch):
-    """Asks for runs of deployments in threads, has a worker do them, and says what came of each: reports or an error."""
+JOB = """
+import json, sys
+from types import SimpleNamespace
+from snakemake.iocontainers import Namedlist
+from score_core.workflow import job, steps
+asked = json.loads(sys.argv[1])
+names = lambda given: Namedlist(fromdict=given)
+lists = {kind: names(asked.get(kind, {})) for kind in ("input", "output", "params", "log")}
+job.run(getattr(steps, asked["step"]), SimpleNamespace(threads=1, **lists))
+"""
+
+
+def test_rules_have_deployments_make_their_transfers(manager, user, tmp_path, monkeypatch):
     monkeypatch.setenv("SCORE_DATA_DIR", manager.environment["SCORE_DATA_DIR"])
-
-    def ask(*runs):
-        before, stop = len(manager.states()), Stop()
-        with ThreadPoolExecutor(len(runs)) as pool, ExitStack() as ending:
-            ending.callback(stop.set)  # a worker that fails must not leave threads that wait
-            waiting = [pool.submit(transfer_by, deployment, given, stop=stop) for deployment, given in runs]
-            deadline = time.monotonic() + WAIT_S
-            while len(manager.states()) < before + len(runs):
-                assert time.monotonic() < deadline
-                assert [run.exception() for run in waiting if run.done()] == []
-                time.sleep(0.1)
-            manager.work()
-            return [run.exception(WAIT_S) or run.result() for run in waiting]
-
-    return ask
-
-
-def test_waiting_for_a_deployment_gives_its_reports(asked, tmp_path):
-    path, object_id, missing_id = tmp_path / "reads.bam", new_id(), new_id()
-    path.write_bytes(os.urandom(300_000))
+    bam, bai = (ROOT / "tests" / "data" / f"htsnexus_test_NA12878.{end}" for end in ("bam", "bam.bai"))
+    bam_id, bai_id, missing_id = new_id(), new_id(), new_id()
+    rows = [["", "A", bam_id, "", bam.name, "", "", "", "", "", "T"], ["", "A", bai_id, "", bai.name, "", "", "", "", "", "T"]]
+    (tmp_path / "down.tsv").write_text("\n".join("\t".join(row) for row in [list("repo_code__"), *rows]))
+    wrong = [[new_id(), str(bam), file_md5(bam)], [new_id(), str(bai), "0" * 32]]
+    (tmp_path / "up.tsv").write_text("\n".join("\t".join(row) for row in [["analysis", "", ""], *wrong]))
     with open_engine(load()) as engine:
-        operations.upload(engine, UploadItem(object_id, path, file_md5(path)))
-    (tmp_path / "two.tsv").write_text(f"object_id\tpath\tmd5\n{new_id()}\t{path}\t{file_md5(path)}\n{new_id()}\t{path}\t{'0' * 32}\n")
+        for object_id, path in ((bam_id, bam), (bai_id, bai)):
+            operations.upload(engine, UploadItem(object_id, path, file_md5(path)))
+    view = {"object_id": bam_id, "index_object_id": bai_id, "regions": "11:5000000-5001000"}
+    jobs = {  # step, input, output, params, deployment, exit code, what came of each file
+        "one": ("DOWNLOAD", {}, {"files": "a/mine.bam"}, {"object_id": bam_id}, "download/download", 0, ["downloaded"]),
+        "folder": ("DOWNLOAD", {"manifest": "down.tsv"}, {"files": "b"}, {}, "batch/batch", 0, ["downloaded"] * 2),
+        "sent": ("UPLOAD", {"file": str(bam)}, {}, {"object_id": new_id(), "md5": file_md5(bam)}, "upload/upload", 0, ["uploaded"]),
+        "slice": ("VIEW", {}, {"slice": "c/s.bam", "index": "c/s.bam.bai"}, view, "view/view", 0, ["sliced"]),
+        "missing": ("DOWNLOAD", {}, {"files": "a/none.bam"}, {"object_id": missing_id}, "download/download", 5, None),
+        "partly": ("UPLOAD", {"manifest": "up.tsv"}, {}, {}, "batch/batch", 9, None),
+    }
+    before, running = len(manager.states()), {}
+    for name, (step, given, made, params, deployment, _, _) in jobs.items():
+        asked = {"step": step, "input": given, "params": {**params, "prefect_deployment": deployment}}
+        asked |= {"output": {**made, "receipt": f"{name}.json"}, "log": {"log": f"{name}.log"}}
+        command = [sys.executable, "-c", JOB, json.dumps(asked)]
+        running[name] = subprocess.Popen(command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    try:
+        deadline = time.monotonic() + WAIT_S
+        while len(manager.states()) < before + len(jobs):
+            assert time.monotonic() < deadline
+            assert [name for name, process in running.items() if process.poll() is not None] == []
+            time.sleep(0.1)
+        manager.work()
+        codes = {name: process.wait(WAIT_S) for name, process in running.items()}
+    finally:
+        for process in running.values():
+            process.kill()
+            process.wait()
 
-    downloaded, missing, batch = asked(
-        ("download/download", {"object_id": object_id, "output_dir": str(tmp_path / "out"), "file_name": "mine.bam"}),
-        ("download/download", {"object_id": missing_id, "output_dir": str(tmp_path / "out")}),
-        ("batch/nightly", {"manifest": str(tmp_path / "two.tsv"), "direction": "upload"}),
-    )
-
-    assert [(report.outcome, report.md5, report.path) for report in downloaded] == [
-        ("downloaded", file_md5(path), str(tmp_path / "out" / "mine.bam"))
-    ]
-    assert same(tmp_path / "out" / "mine.bam", path)
-    assert (type(missing), missing.exit_code) == (ScoreError, 5)
-    assert missing_id in str(missing)
-    assert [(report.outcome, report.exit_code) for report in batch] == [("uploaded", 0), ("failed", 6)]
+    said = {name: (tmp_path / f"{name}.log").read_text() for name in jobs}
+    assert codes == {name: job[5] for name, job in jobs.items()}, said
+    receipts = {path.stem: json.loads(path.read_text())["files"] for path in tmp_path.glob("*.json")}
+    assert {name: [file["outcome"] for file in files] for name, files in receipts.items()} == {
+        name: job[6] for name, job in jobs.items() if job[6]
+    }
+    assert same(tmp_path / "a" / "mine.bam", bam)
+    assert {path.name for path in (tmp_path / "a").iterdir()} == {"mine.bam"}
+    assert {path.name for path in (tmp_path / "b").iterdir()} == {bam.name, bai.name}
+    assert same(tmp_path / "b" / bam.name, bam)
+    assert receipts["slice"][0]["records"] == 39
+    assert {path.name for path in (tmp_path / "c").iterdir()} == {"s.bam", "s.bam.bai"}
+    assert missing_id in said["missing"]
+    assert "expected MD5 00000" in said["partly"]
 
 
 def test_interrupted_wait_cancels_the_run(manager, user, tmp_path):
-    stop, object_id = Stop(), new_id()
+    stop, object_id, before = Stop(), new_id(), len(manager.states())
     with ThreadPoolExecutor(1) as pool:
-        given = {"object_id": object_id, "output_dir": str(tmp_path)}
-        waiting = pool.submit(transfer_by, "download/download", given, stop=stop)
-        before, deadline = manager.states(), time.monotonic() + WAIT_S
-        while len(manager.states()) == len(before):
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
-        stop.set()
+        waiting = pool.submit(transfer_by, "download/download", {"object_id": object_id, "output_dir": str(tmp_path)}, stop=stop)
+        try:
+            deadline = time.monotonic() + WAIT_S
+            while len(manager.states()) == before:
+                assert time.monotonic() < deadline
+                time.sleep(0.1)
+        finally:
+            stop.set()
         assert isinstance(waiting.exception(WAIT_S), Interrupted)
     with manager.api(), get_client(sync_client=True) as client:
         (run,) = [run for run in client.read_flow_runs() if run.parameters.get("object_id") == object_id]
