@@ -44,11 +44,15 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True, slots=True)
 class UploadItem:
-    """One file to upload. `md5` (hex) is what its owner promises it to be; None has it computed first."""
+    """One file to upload. `md5` (hex) is what its owner promises it to be; None has it computed first.
+
+    Not `is_promised`, it is what the object is registered with: nobody has said yet that this file is that object.
+    """
 
     object_id: str
     path: Path
     md5: str | None
+    is_promised: bool = True
 
     @classmethod
     def of(cls, object_id: str, path: Path, md5: str | None) -> UploadItem:
@@ -99,8 +103,20 @@ def upload(engine: Engine, item: UploadItem, *, force: bool = False) -> Transfer
     item = dataclasses.replace(item, object_id=check_object_id(item.object_id))
     md5 = item.md5 if item.md5 is not None else file_md5(item.path, stop=engine.stop)
     report = engine.upload(item.path, item.object_id, md5=md5, overwrite=force)
+    if report.outcome == "already there":
+        check_already_there(item, stop=engine.stop)
     engine.progress.end(report)
     return report
+
+
+def check_already_there(item: UploadItem, *, stop: Stop | None = None) -> None:
+    """Reads a file whose object is stored, if nobody promised its MD5. Raises `ObjectMismatch` when it is not that object."""
+    if item.md5 is not None and not item.is_promised:
+        actual = file_md5(item.path, stop=stop)
+        if actual != item.md5:
+            raise ObjectMismatch(
+                f"{item.path} is not object {item.object_id}, which is stored as it is registered", expected=item.md5, actual=actual
+            )
 
 
 def registered(metadata: Metadata, object_ids: Iterable[str]) -> dict[str, FileRecord]:
@@ -146,7 +162,7 @@ def as_registered(item: UploadItem, record: FileRecord | None) -> UploadItem:
             expected=record.md5,
             actual=item.md5,
         )
-    return dataclasses.replace(item, md5=item.md5 or record.md5)
+    return item if item.md5 is not None else dataclasses.replace(item, md5=record.md5, is_promised=False)
 
 
 def of_analysis(metadata: Metadata, study_id: str, analysis_id: str) -> list[DownloadItem]:

@@ -26,6 +26,7 @@ def plan_upload(store: str | None, item: UploadItem, *, force: bool) -> Ref | Tr
     try:
         session = UploadSession.open(engine.repository, item.path, item.object_id, md5=md5, overwrite=force)
     except AlreadyThere as there:
+        operations.check_already_there(item)
         return there.report(item.path)
     return sessions.add(session, engine, str(item.path))
 

@@ -298,3 +298,13 @@ def test_half_a_download_continues_from_the_state_folder(score: Score, registere
     assert score("download", "--object-id", registered.ids["a.bam"], "--output-dir", "out").code == 0
     assert Path("state").is_dir()
     assert downloaded() == ["a.bam", "a.bam.bai"]
+
+
+def test_other_bytes_of_the_same_size_are_not_already_there(score: Score, registered: Registered) -> None:
+    Path("other.bam").write_bytes(os.urandom(70_000))
+    ran = score("upload", "--file", "other.bam", "--object-id", registered.ids["a.bam"])
+    assert ran.code == 6, ran.err
+    assert "other.bam is not" in ran.err
+    ran = score("upload", "--file", registered.path("a.bam"), "--object-id", registered.ids["a.bam"])
+    assert ran.code == 0
+    assert "already there" in ran.err
