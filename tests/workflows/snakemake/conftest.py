@@ -40,9 +40,6 @@ TOKEN = "a-token-that-only-tests-have-0123456789"
 STUDY = "TEST-CA"
 PART_BYTES = 64 << 10
 
-if str(PLUGIN_SOURCE) not in sys.path:  # an installation has it there already
-    sys.path.insert(0, str(PLUGIN_SOURCE))
-
 
 @dataclass
 class Site:

@@ -162,7 +162,12 @@ def test_withdrawn_file_is_not_merely_missing(site: Site, provide: Provide) -> N
 
 @pytest.mark.parametrize(
     ("status", "says"),
-    [(401, "SNAKEMAKE_STORAGE_SCORE_TOKEN"), (403, "ask the operator for access"), (500, "answered 500"), (503, "answered 503")],
+    [
+        (401, "SNAKEMAKE_STORAGE_SCORE_TOKEN"),
+        (403, "ask the operator for access"),
+        (500, "answered 500.*try again later"),
+        (503, "answered 503.*try again later"),
+    ],
 )
 def test_refusal_is_an_error_and_never_a_missing_file(site: Site, provide: Provide, status: int, says: str) -> None:
     analysis = site.add({"a.txt": b"hello"})
@@ -566,6 +571,21 @@ def test_store_without_a_server_is_used_directly(provide: Provide, tmp_path: Pat
         provide(**options).object(query).exists()
     local(provide(register=True, **options).object(query), b"hello").store_object()
     assert provide(**options).object(query).checksum() == f"md5:{md5_hex(b'hello')}"
+
+
+def test_profile_of_scores_configuration_is_used(site: Site, provide: Provide, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "score.toml").write_text(f'[profiles.there]\nurl = "{site.url}"\nmetadata_url = "{site.url}"\ntoken = "{TOKEN}"\n')
+    monkeypatch.setenv("SCORE_CONFIG", str(tmp_path / "score.toml"))
+    obj = provide(url=None, metadata_url=None, token=None, profile="there").object(query_of(site.add({"a.txt": b"hello"}), "a.txt"))
+    retrieved(obj)
+    assert Path(obj.local_path()).read_bytes() == b"hello"
+
+
+def test_misspelt_setting_of_a_storage_directive_is_told(tmp_path: Path) -> None:
+    settings = StorageProviderSettings()
+    vars(settings).update(keep_local=True, metadata_ulr="https://song.example.org")  # as Snakemake does
+    with pytest.raises(WorkflowError, match="'metadata_ulr' is no setting; there are .*metadata_url"):
+        StorageProvider(tmp_path, logging.getLogger("test"), settings=settings)
 
 
 @pytest.mark.parametrize("settings", [{"parallel": 0}, {"parallel": "4"}, {"register": "false"}])

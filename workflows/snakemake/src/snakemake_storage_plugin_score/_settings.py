@@ -10,6 +10,7 @@ from typing import Any, Final, Optional
 from snakemake_interface_storage_plugins.settings import StorageProviderSettingsBase
 
 _OURS: Final = ("max_requests_per_second", "parallel", "register", "reference", "profile")
+_OF_ANY_PROVIDER: Final = {"keep_local", "retrieve"}  # Snakemake's, which it leaves among ours
 _MOST_FILES: Final = 64
 
 
@@ -50,6 +51,10 @@ class StorageProviderSettings(StorageProviderSettingsBase):
 
     def problem(self) -> str | None:
         """What is wrong with the provider's own settings, None if nothing is: a `storage` directive takes any value."""
+        unknown = sorted(vars(self).keys() - type(self).__dataclass_fields__.keys() - _OF_ANY_PROVIDER)
+        if unknown:
+            known = ", ".join(type(self).__dataclass_fields__)
+            return f"{unknown[0]!r} is no setting; there are {known}"
         if type(self.parallel) is not int or not 1 <= self.parallel <= _MOST_FILES:
             return f"parallel must be a number of files, 1 to {_MOST_FILES}, got {self.parallel!r}"
         if type(self.register) is not bool:

@@ -23,7 +23,7 @@ from snakemake_interface_storage_plugins.storage_provider import (
     StorageQueryValidationResult,
 )
 
-from score_core.errors import AccessDenied, AuthenticationError, ConfigurationError, ScoreError
+from score_core.errors import AccessDenied, AuthenticationError, ConfigurationError, ScoreError, ServiceError, Unavailable
 from score_core.transfer.stop import Stop
 from snakemake_storage_plugin_score._backend import Backend, Known
 from snakemake_storage_plugin_score._queries import SCHEME, Query, check_query, read_pattern, read_query, shown, wildcard_path
@@ -138,6 +138,8 @@ class StorageObject(StorageObjectRead, StorageObjectWrite, StorageObjectGlob):
         if isinstance(error, AccessDenied):
             has_token = self.provider.backend.has_token
             return "; ask the operator for access to the study, or use another token" if has_token else f"; no token is set; {where}"
+        if isinstance(error, Unavailable) or (isinstance(error, ServiceError) and (error.status or 0) >= 500):
+            return "; try again later, or tell the server's operator"
         return ""
 
     def _found(self) -> Known | None:
