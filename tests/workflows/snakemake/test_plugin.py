@@ -454,7 +454,7 @@ def test_other_bytes_than_registered_are_refused_before_any_is_sent(site: Site, 
     analysis = site.add({"a.txt": b"hello"}, stores=False, publishes=False)
     for data, says in ((b"hello!", "6 bytes where"), (b"jello", "MD5 given")):
         obj = local(provide().object(query_of(analysis, "a.txt")), data)
-        with pytest.raises(WorkflowError, match=f"{says}.*store other bytes under another name"):
+        with pytest.raises(WorkflowError, match=f"{says}.*submit another analysis for other bytes"):
             obj.store_object()
     assert [seen for seen in site.data.seen if seen.method == "PUT"] == []
     assert not [seen for seen in site.rest.seen if seen.method == "POST"]
@@ -495,9 +495,24 @@ def test_named_file_is_registered_stored_and_published(site: Site, provide: Prov
     again = provide().object(query)  # reading needs no setting
     retrieved(again)
     assert Path(again.local_path()).read_bytes() == b"1\t2\n"
-    asyncio.run(local(provide(register=True).object(query), b"1\t2\n").managed_store())
-    with pytest.raises(WorkflowError, match="store other bytes under another name"):
-        asyncio.run(local(provide(register=True).object(query), b"2\t2\n").managed_store())
+
+
+def test_other_bytes_become_a_new_version_of_a_named_file(site: Site, provide: Provide) -> None:
+    query = f"score://{STUDY}/run-{uuid.uuid4()}/a.txt"
+    times, submissions = [], []
+    for data in (b"one", b"one", b"two", b"three"):
+        local(provide(register=True).object(query), data).store_object()
+        submissions.append(len([seen for seen in site.rest.seen if seen.key.startswith("submit")]))
+        reader = provide().object(query)
+        assert reader.checksum() == f"md5:{md5_hex(data)}"
+        reader.local_path().unlink()
+        reader.retrieve_object()
+        assert Path(reader.local_path()).read_bytes() == data
+        times.append(reader.mtime())
+    assert submissions == [1, 1, 2, 3]
+    assert times[0] == times[1] < times[2] < times[3]
+    with pytest.raises(WorkflowError, match="not registered with these bytes.*set the provider's register to true"):
+        local(provide().object(query), b"four").store_object()
 
 
 def test_named_file_whose_storing_broke_off_is_stored_by_the_next_run(site: Site, provide: Provide) -> None:
@@ -511,7 +526,8 @@ def test_named_file_whose_storing_broke_off_is_stored_by_the_next_run(site: Site
     again = provide(register=True).object(obj.query)
     again.store_object()
     assert again.exists()
-    assert 2 in [seen.part for seen in site.data.seen if seen.method == "PUT"]
+    assert [seen.part for seen in site.data.seen if seen.method == "PUT"] != [1, 2, 3]  # what was stored is not sent again
+    assert not [seen for seen in site.rest.seen if seen.key.startswith("submit")]
 
 
 def test_server_that_draws_its_own_ids_takes_no_named_files(site: Site, provide: Provide, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -171,6 +171,20 @@ rule digest:
     site.registry.publish(STUDY, target.analysis_id)
 
 
+def test_failed_job_is_run_again_where_score_is_the_default_storage(site: Site, snakemake: Snakemake) -> None:
+    snakefile = """
+rule a:
+    output: "a.txt"
+    log: "a.log"
+    shell: 'echo hello > {output}; echo "$SAID" > {log}; [ "$SAID" = well ]'
+"""
+    place = "--default-storage-provider", "score", "--default-storage-prefix", f"score://{STUDY}/run-{uuid.uuid4()}"
+    codes = [snakemake(snakefile, *place, "--storage-score-register", **site.environment(), SAID=said).code for said in ("badly", "well")]
+    assert codes == [1, 0]
+    ran = snakemake(snakefile, *place, **site.environment())
+    assert NOTHING in ran.text, ran.text
+
+
 def test_missing_file_and_missing_right_are_told_apart(site: Site, snakemake: Snakemake) -> None:
     analysis = site.add({"0.txt": b"hello"})
     ran = snakemake(joined(analysis.analysis_id, 2), *settings(site), SNAKEMAKE_STORAGE_SCORE_TOKEN=TOKEN)

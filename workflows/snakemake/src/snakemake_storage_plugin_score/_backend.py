@@ -70,7 +70,7 @@ class _Kept:
 class Backend:
     """One provider's Score server and metadata, contacted when first asked. Safe to call from several threads. Close it.
 
-    `registers`: outputs that no analysis lists become analyses of their own. `state_dir` keeps half-finished downloads.
+    `registers`: named files are registered when they are stored. `state_dir` keeps half-finished downloads.
     """
 
     def __init__(
@@ -85,6 +85,7 @@ class Backend:
         self._lock = threading.RLock()
         self._kept: dict[tuple[str, str], _Kept] = {}
         self._analysis_of: dict[str, tuple[str, str]] = {}
+        self._versions: dict[str, int] = {}  # of named files, the newest, by their path
 
     def close(self) -> None:
         self._closing.close()
@@ -123,7 +124,7 @@ class Backend:
         with self._lock:
             if query.object_id is not None:
                 return self._find_object(query.object_id)
-            kept = self._analysis(query.study, query.analysis_id)
+            kept = self._asked_for(query)
             record = None if kept is None else kept.named.get(query.file_name)
             return None if kept is None or record is None else self._find_stored(kept, record)
 
@@ -155,6 +156,19 @@ class Backend:
             kept.stored.add(object_id)
         return Known(object_id, record.size, record.md5, _time_of(analysis), analysis)
 
+    def _asked_for(self, query: Query) -> _Kept | None:
+        """The analysis that a query which is not by object id means; of a named file, its newest version."""
+        if not query.is_named:
+            return self._analysis(query.study, query.analysis_id)
+        number = self._versions.get(query.path)
+        if number is not None:
+            return self._analysis(query.study, query.version_id(number))
+        newest, number = None, 1
+        while (found := self._analysis(query.study, query.version_id(number))) is not None:
+            self._versions[query.path] = number
+            newest, number = found, number + 1
+        return newest
+
     def _analysis(self, study: str, analysis_id: str) -> _Kept | None:
         """Asks for an analysis unless it is kept; None if it is not registered."""
         kept = self._kept.get((study, analysis_id))
@@ -177,9 +191,12 @@ class Backend:
     def forget(self, query: Query) -> None:
         """Drops what is kept of the query's analysis."""
         with self._lock:
-            place = (query.study, query.analysis_id) if query.object_id is None else self._analysis_of.get(query.object_id)
-            if place is not None:
-                self._kept.pop(place, None)
+            if query.object_id is not None:
+                self._kept.pop(self._analysis_of.get(query.object_id, ("", "")), None)
+            elif query.is_named:
+                self._kept.pop((query.study, query.version_id(self._versions.pop(query.path, 0))), None)
+            else:
+                self._kept.pop((query.study, query.analysis_id), None)
 
     def matches(self, pattern: Pattern) -> Iterator[str]:
         """Queries of all registered files that may match, without their tail; in whatever state their analyses are."""
@@ -248,50 +265,55 @@ class Backend:
             raise ConfigurationError(f"An output is written as {SCHEME}STUDY/ANALYSIS-ID/FILE, which says what it is registered as")
         self.forget(query)
         with self._lock:
-            kept = self._analysis(query.study, query.analysis_id)
-        analysis = self._registered(query, path) if kept is None else kept.analysis
-        record = next((file for file in analysis.files if file.file_name == query.file_name), None)
-        if record is None:
-            raise Conflict(
-                f"Analysis {analysis.analysis_id} does not list the file {query.file_name}: all files of an analysis are registered "
-                "together; write one that it lists, or submit another analysis"
-            )
-        self._upload(self._engine_with(stop), analysis, record, path)
-        if query.is_named and self._registers and analysis.state == "UNPUBLISHED":  # it is complete, and later rules shall read it
-            self._required_metadata().publish(query.study, analysis.analysis_id)
-        self.forget(query)
-
-    def _registered(self, query: Query, path: Path) -> Analysis:
-        """The analysis that a file of a name that is new becomes."""
-        if not query.is_named:
+            kept = self._asked_for(query)
+        engine = self._engine_with(stop)
+        if query.is_named:
+            self._store_named(engine, query, path, None if kept is None else kept.analysis)
+        elif kept is None:
             raise ObjectNotFound(
                 f"Analysis {query.analysis_id} of study {query.study} is not registered, so {query.file_name} cannot be stored in it: "
                 "submit it first (score submit), or check both ids",
                 status=404,
             )
-        if not self._registers:
-            raise ConfigurationError(
-                f"{SCHEME}{query.path} is not registered: write {SCHEME}{query.study}/ANALYSIS-ID/{query.file_name} with an analysis that "
-                "lists it, or set the provider's register to true"
+        elif query.file_name not in kept.named:
+            raise Conflict(
+                f"Analysis {query.analysis_id} does not list the file {query.file_name}: all files of an analysis are registered "
+                "together; write one that it lists, or submit another analysis"
             )
+        else:
+            self._upload(engine, kept.analysis, kept.named[query.file_name], path)
+        self.forget(query)
+
+    def _store_named(self, engine: Engine, query: Query, path: Path, newest: Analysis | None) -> None:
+        """Other bytes than those of the newest version become another. It is published, for it is complete and later rules shall read it."""
         from score_core.metadata.registering import new_file, register
 
-        new = dataclasses.replace(new_file(path), path=path.with_name(query.file_name))
-        analysis = register(self._required_metadata(), query.study, [new], analysis_id=query.analysis_id)
-        if analysis.analysis_id != query.analysis_id:
-            raise ServiceError(
-                f"{self._required_metadata().label} gave {SCHEME}{query.path} an analysis id of its own, so that nobody would find it: "
-                "such a server takes no named files; submit analyses, and name them by their ids"
-            )
-        return analysis
+        new, metadata = dataclasses.replace(new_file(path), path=path.with_name(query.file_name)), self._required_metadata()
+        analysis = newest
+        if analysis is None or [(file.size, file.md5) for file in analysis.files] != [(new.size, new.md5)]:
+            if not self._registers:
+                raise ConfigurationError(
+                    f"{SCHEME}{query.path} is not registered with these bytes: write {SCHEME}{query.study}/ANALYSIS-ID/{query.file_name} "
+                    "with an analysis that lists it, or set the provider's register to true"
+                )
+            analysis_id = query.version_id(self._versions.get(query.path, 0) + 1)
+            analysis = register(metadata, query.study, [new], analysis_id=analysis_id)
+            if analysis.analysis_id != analysis_id:
+                raise ServiceError(
+                    f"{metadata.label} gave {SCHEME}{query.path} an analysis id of its own, so that nobody would find it: "
+                    "such a server takes no named files; submit analyses, and name them by their ids"
+                )
+        self._upload(engine, analysis, analysis.files[0], path, md5=new.md5)
+        if self._registers and analysis.state == "UNPUBLISHED":
+            metadata.publish(query.study, analysis.analysis_id)
 
-    def _upload(self, engine: Engine, analysis: Analysis, record: FileRecord, path: Path) -> None:
-        md5 = operations.file_md5(path, stop=engine.stop) if path.stat().st_size == record.size else None  # by the size alone it is refused
+    def _upload(self, engine: Engine, analysis: Analysis, record: FileRecord, path: Path, *, md5: str | None = None) -> None:
+        if md5 is None and path.stat().st_size == record.size:  # else it is refused by the size alone
+            md5 = operations.file_md5(path, stop=engine.stop)
         try:
             item = operations.as_registered(UploadItem(record.object_id, path, md5), record)
         except ObjectMismatch as error:
-            advice = "what is registered does not change: store other bytes under another name, or in another analysis"
-            raise Conflict(f"{error}; {advice}") from None
+            raise Conflict(f"{error}; what is registered does not change: submit another analysis for other bytes") from None
         if analysis.state == "UNPUBLISHED":
             operations.upload(engine, item)
         elif analysis.state != "PUBLISHED" or record.md5 is None:  # else these bytes are there
@@ -306,7 +328,7 @@ class Backend:
         self.forget(query)
         try:
             with self._lock:
-                kept = None if query.object_id is not None else self._analysis(query.study, query.analysis_id)
+                kept = None if query.object_id is not None else self._asked_for(query)
                 record = None if kept is None else kept.named.get(query.file_name)
                 if kept is not None and record is not None and kept.analysis.state == "UNPUBLISHED":
                     self._engine.repository.abort(record.object_id)

@@ -32,7 +32,7 @@ _HOLE: Final = "\ue000"  # stands for a wildcard, which may hold any mark, while
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """One file. It is given by `object_id`, or else by `study` and `analysis_id`; `is_named` if the latter follows from the name.
+    """One file. It is given by `object_id`, by `study` and `analysis_id`, or, if it `is_named`, by `study` and `path`.
 
     `path` is all of it without scheme and regions. `regions` as samtools takes them, then with the `format` they are written in.
     """
@@ -45,6 +45,10 @@ class Query:
     is_named: bool = False
     regions: tuple[str, ...] = ()
     format: str = ""
+
+    def version_id(self, number: int) -> str:
+        """The analysis that version `number`, 1 being the first, of a named file is."""
+        return str(uuid.uuid5(_NAMED, f"{self.path}\n{number}"))
 
     @property
     def local_suffix(self) -> str:
@@ -77,7 +81,7 @@ def read_query(text: str) -> Query:
     if len(steps) == 2 and _UUID.fullmatch(steps[0]):
         return Query(path, file_name, object_id=steps[0].lower(), regions=regions, format=form)
     is_named = not (len(steps) == 3 and _UUID.fullmatch(steps[1]))
-    analysis_id = str(uuid.uuid5(_NAMED, path)) if is_named else steps[1].lower()
+    analysis_id = "" if is_named else steps[1].lower()
     return Query(path, file_name, steps[0], analysis_id, is_named=is_named, regions=regions, format=form)
 
 
