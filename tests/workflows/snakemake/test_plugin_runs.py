@@ -62,6 +62,7 @@ class Held(Fault):
         super().play(exchange)
 
 
+@pytest.mark.slow
 def test_twelve_files_four_at_once_one_question_and_no_secrets(site: Site, snakemake: Snakemake, work: Path, tmp_path: Path) -> None:
     files = {f"{number}.txt": bytes([65 + number]) * (PART_BYTES + 1) for number in range(12)}
     analysis = site.add(files)
@@ -198,6 +199,7 @@ def test_missing_file_and_missing_right_are_told_apart(site: Site, snakemake: Sn
     assert "another-token-that-is-wrong" not in ran.text
 
 
+@pytest.mark.slow
 @pytest.mark.kill
 def test_killed_run_is_continued_by_the_next(site: Site, snakemake: Snakemake, work: Path) -> None:
     data = bytes(range(256)) * (30 * PART_BYTES // 256)

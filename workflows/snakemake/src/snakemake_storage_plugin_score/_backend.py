@@ -285,7 +285,7 @@ class Backend:
         self.forget(query)
 
     def _store_named(self, engine: Engine, query: Query, path: Path, newest: Analysis | None) -> None:
-        """Other bytes than those of the newest version become another. It is published, for it is complete and later rules shall read it."""
+        """Other bytes than those of the newest version become another. It is published: it is complete, and later rules shall read it."""
         from score_core.metadata.registering import new_file, register
 
         new, metadata = dataclasses.replace(new_file(path), path=path.with_name(query.file_name)), self._required_metadata()
