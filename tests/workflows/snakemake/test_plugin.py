@@ -517,7 +517,7 @@ def test_other_bytes_become_a_new_version_of_a_named_file(site: Site, provide: P
 
 def test_named_file_whose_storing_broke_off_is_stored_by_the_next_run(site: Site, provide: Provide) -> None:
     data = made(3)
-    obj = local(provide(register=True, attempts=1).object(f"score://{STUDY}/run-{uuid.uuid4()}/a.bin"), data)
+    obj = local(provide(register=True, attempts=1, workers=1).object(f"score://{STUDY}/run-{uuid.uuid4()}/a.bin"), data)
     site.data.inject(Reset(), when=lambda seen: seen.part == 2)
     with pytest.raises(WorkflowError, match="Part 2"):
         obj.store_object()
@@ -526,7 +526,7 @@ def test_named_file_whose_storing_broke_off_is_stored_by_the_next_run(site: Site
     again = provide(register=True).object(obj.query)
     again.store_object()
     assert again.exists()
-    assert [seen.part for seen in site.data.seen if seen.method == "PUT"] != [1, 2, 3]  # what was stored is not sent again
+    assert sorted(seen.part for seen in site.data.seen if seen.method == "PUT") == [2, 3]
     assert not [seen for seen in site.rest.seen if seen.key.startswith("submit")]
 
 
