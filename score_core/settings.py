@@ -3,28 +3,25 @@
 Sources, strongest first: command-line flag, environment, profile, file, default. `Settings.origins` says which one won. The Java client's
 variables and its `application.properties` are understood, too (`java_settings.py`).
 
-Importing pydantic-settings and building the class costs 0.12-0.14 s of CPU on top of the 0.22 s that a transfer otherwise needs before its
-first byte (budget 0.6 s, design section 8); plain dataclasses would cost nothing, and the checks and messages would all be ours to write.
-So whoever wants to be quick imports this module inside a function: `score --help` does without it.
+A plain dataclass with its checks in the annotations, not a model of pydantic: importing that and building one costs 0.10 s of CPU, with
+pydantic-settings 0.19, at every start of every command (docs/performance.md). Whoever wants to be quick imports nothing heavy here.
 """
 
 from __future__ import annotations
 
 import difflib
 import logging
+import math
 import os
 import re
 import tomllib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, NamedTuple, get_args, get_type_hints
 from urllib.parse import urlsplit
 
 import platformdirs
-from pydantic import AfterValidator, BeforeValidator, Field, PrivateAttr, SecretStr, ValidationError
-from pydantic.fields import FieldInfo
-from pydantic_settings import BaseSettings, EnvSettingsSource, InitSettingsSource, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
 from score_core import java_settings
 from score_core.errors import ConfigurationError
@@ -36,10 +33,12 @@ _log = logging.getLogger(__name__)
 ProgressMode = Literal["auto", "bar", "log", "none"]
 
 DEFAULT_PROFILE: Final = "default"
+_PREFIX: Final = "SCORE_"
 _JAVA_PROFILE: Final = "STORAGE_PROFILE"
 _JAVA_FILE: Final = ".properties"
 _JAVA_VALIDATIONS: Final = {"true": "auto", "false": "off"}
 _NOT_IN_FILES: Final = frozenset({"profile", "config"})  # they say which file and what of it
+_HOST: Final = re.compile(r"[A-Za-z0-9.-]{1,253}|[0-9A-Fa-f:.]{2,45}")
 _MAX_TOKEN_CHARACTERS: Final = 16_384  # servers refuse headers long before that
 _WEEK_S: Final = 7 * 86_400  # S3 signs for no longer
 
@@ -70,19 +69,61 @@ class Origin:
     source: str
 
 
-# Checks. A ValueError's text goes on after "NAME must be ".
+class Secret:
+    """A text that does not show when it is printed, logged or part of a traceback."""
+
+    __slots__ = ("_text",)
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    def get_secret_value(self) -> str:
+        return self._text
+
+    def __repr__(self) -> str:
+        return "**********"
 
 
-def _number(value: Any) -> Any:
-    """Keeps booleans out, which are numbers to Python."""
-    if isinstance(value, bool):
-        raise ValueError("a number")  # noqa: TRY004  # pydantic turns only ValueError into a message
+# Checks: from what a source says to the value. A ValueError's text goes on after "NAME must be ".
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError("a text")  # noqa: TRY004  # this way all that is wrong with a value comes to the same place
     return value
 
 
-def _folded(value: Any) -> Any:
-    """Choices are taken in any case, as the Java client takes them; TOML's true is its "true"."""
-    return str(value).strip().lower()
+def _number(kind: type[int | float], least: float, most: float, unit: str) -> Callable[[Any], float]:
+    """A check for numbers within bounds, as such or as text."""
+
+    def check(value: Any) -> float:
+        try:
+            number = math.nan if isinstance(value, bool) else float(value)  # booleans are numbers to Python
+        except (TypeError, ValueError, OverflowError):
+            number = math.nan
+        if not math.isfinite(number) or kind(number) != number:
+            raise ValueError(f"a number of {unit}")
+        if number < least:
+            raise ValueError(f"at least {least} {unit}")
+        if number > most:
+            raise ValueError(f"at most {most} {unit}")
+        return kind(number)
+
+    return check
+
+
+def _choice(choices: Any, *, also: Mapping[str, str] | None = None) -> Callable[[Any], Any]:
+    """A check for a Literal's texts. They are taken in any case, as the Java client takes them; TOML's true is its "true"."""
+    known = get_args(choices)
+
+    def check(value: Any) -> str:
+        found = str(value).strip().lower()
+        found = (also or {}).get(found, found)
+        if found not in known:
+            raise ValueError(f"{', '.join(map(repr, known[:-1]))} or {known[-1]!r}")
+        return found
+
+    return check
 
 
 def _truth(value: Any) -> bool:
@@ -92,13 +133,9 @@ def _truth(value: Any) -> bool:
     return found
 
 
-def _java_validation(value: str) -> str:
-    return _JAVA_VALIDATIONS.get(value, value)
-
-
-def _server(value: str) -> str:
+def _server(value: Any) -> str:
     try:
-        parts = urlsplit(value.strip())
+        parts = urlsplit(_text(value).strip())
         good = parts.scheme in {"http", "https"} and parts.hostname and parts.port != 0
     except ValueError:
         good = False
@@ -107,178 +144,170 @@ def _server(value: str) -> str:
     return parts.geturl().rstrip("/")
 
 
-def _address(value: str) -> str:
+def _address(value: Any) -> str:
     """Not empty; what it means is known where stores are opened."""
-    if not value.strip():
+    if not isinstance(value, str) or not value.strip():
         raise ValueError("an address such as s3://bucket or file:///folder")
     return value.strip()
 
 
-def _absolute(value: Path) -> Path:
-    if "\0" in str(value):
+def _absolute(value: Any) -> Path:
+    if not isinstance(value, str | os.PathLike) or "\0" in str(value):
         raise ValueError("a path")
-    return value.expanduser().absolute()
+    return Path(value).expanduser().absolute()
 
 
-def _existing(value: Path) -> Path:
+def _existing(value: Any) -> Path:
     path = _absolute(value)
     if not path.is_file():
         raise ValueError("the path of a file that exists")
     return path
 
 
-def _hosts(value: Any) -> Any:
+def _hosts(value: Any) -> tuple[str, ...]:
     """A list, or its items separated by commas."""
-    return [host.strip() for host in value.split(",") if host.strip()] if isinstance(value, str) else value
-
-
-def _host(value: str) -> str:
-    if not re.fullmatch(r"[A-Za-z0-9.-]{1,253}|[0-9A-Fa-f:.]{2,45}", value):
+    hosts = [host.strip() for host in value.split(",") if host.strip()] if isinstance(value, str) else value
+    if not isinstance(hosts, list) or not all(isinstance(host, str) and _HOST.fullmatch(host) for host in hosts):
         raise ValueError("names of hosts such as s3.example.org, without scheme, port or path")
-    return value.lower()
+    return tuple(host.lower() for host in hosts)
 
 
-def _sendable(value: SecretStr) -> SecretStr:
-    token = value.get_secret_value()
+def _sendable(value: Any) -> Secret:
+    token = _text(value)
     if len(token) > _MAX_TOKEN_CHARACTERS or not re.fullmatch(r"[\x21-\x7e]+", token):
         raise ValueError(f"at most {_MAX_TOKEN_CHARACTERS} printable ASCII characters without spaces")
-    return value
+    return Secret(token)
 
 
-_Int = Annotated[int, BeforeValidator(_number)]
-_Seconds = Annotated[float, BeforeValidator(_number), Field(allow_inf_nan=False)]
-_Url = Annotated[str, AfterValidator(_server)]
+_Url = Annotated[str | None, _server]
 
 
 def _default_data_dir() -> Path:
     return platformdirs.user_data_path("score", appauthor=False)
 
 
-class Settings(BaseSettings):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
     """Everything that can be configured. Field names are the keys of the file, and with `SCORE_` in front the variables.
 
-    At most one of `url` and `store` is set: `load` sees to it. `docs/configuration.md` describes each field for users.
+    At most one of `url` and `store` is set: `load` sees to it, and to the checks. `docs/configuration.md` describes each field for users.
     """
 
-    model_config = SettingsConfigDict(env_prefix="SCORE_", env_ignore_empty=True, extra="forbid", frozen=True, hide_input_in_errors=True)
+    profile: Annotated[str, _text] = DEFAULT_PROFILE
+    config: Annotated[Path | None, _absolute] = None
 
-    profile: str = DEFAULT_PROFILE
-    config: Annotated[Path | None, AfterValidator(lambda path: path and _absolute(path))] = None
-
-    url: _Url | None = None
+    url: _Url = None
     """A Score server."""
-    store: Annotated[str, AfterValidator(_address)] | None = None
+    store: Annotated[str | None, _address] = None
     """A bucket or folder that we talk to ourselves."""
-    token: Annotated[SecretStr, AfterValidator(_sendable)] | None = None
+    token: Annotated[Secret | None, _sendable] = None
     """For the Score server and the metadata service."""
-    token_file: Annotated[Path, AfterValidator(_absolute)] | None = None
+    token_file: Annotated[Path | None, _absolute] = None
     """A file that holds the token; read again when a server refuses what was in it. At most one of `token` and `token_file` is set."""
-    metadata_url: _Url | None = None
+    metadata_url: _Url = None
     """A Song server."""
-    portal_url: _Url | None = None
+    portal_url: _Url = None
     """Where manifests are asked for by their id."""
-    data_dir: Annotated[Path, AfterValidator(_absolute)] = Field(default_factory=_default_data_dir)
+    data_dir: Annotated[Path, _absolute] = field(default_factory=_default_data_dir)
     """Where objects are when neither `url` nor `store` says, and the embedded registry of metadata."""
-    state_dir: Annotated[Path, AfterValidator(_absolute)] | None = None
+    state_dir: Annotated[Path | None, _absolute] = None
     """Where half-finished downloads are kept instead of beside their targets: a workflow engine gives each attempt a new folder."""
-    serve_url: _Url | None = None
+    serve_url: _Url = None
     """A running `score serve`, for addresses into a folder that outlive this process."""
-    validation: Annotated[Validation, BeforeValidator(_java_validation), BeforeValidator(_folded)] = "auto"
-    progress: Annotated[ProgressMode, BeforeValidator(_folded)] = "auto"
+    validation: Annotated[Validation, _choice(Validation, also=_JAVA_VALIDATIONS)] = "auto"
+    progress: Annotated[ProgressMode, _choice(ProgressMode)] = "auto"
 
-    workers: _Int = Field(default=8, ge=1, le=256, description="parts")
+    workers: Annotated[int, _number(int, 1, 256, "parts")] = 8
     """Parts under way at once, over all files."""
-    files_at_once: _Int = Field(default=4, ge=1, le=64, description="files")
-    attempts: _Int = Field(default=10, ge=1, le=1000, description="tries")
+    files_at_once: Annotated[int, _number(int, 1, 64, "files")] = 4
+    attempts: Annotated[int, _number(int, 1, 1000, "tries")] = 10
     """Tries of one part, the first included."""
-    connect_timeout_s: _Seconds = Field(default=30.0, ge=0.1, le=600, description="seconds")
-    read_timeout_s: _Seconds = Field(default=60.0, ge=0.1, le=3600, description="seconds")
+    connect_timeout_s: Annotated[float, _number(float, 0.1, 600, "seconds")] = 30.0
+    read_timeout_s: Annotated[float, _number(float, 0.1, 3600, "seconds")] = 60.0
     """How long a Score server or metadata service may take to answer."""
-    stall_s: _Seconds = Field(default=30.0, ge=1, le=3600, description="seconds")
+    stall_s: Annotated[float, _number(float, 1, 3600, "seconds")] = 30.0
     """How long a connection may bring next to nothing."""
-    part_size_bytes: _Int = Field(default=MIN_PART_SIZE_BYTES, ge=1024, le=MAX_PART_SIZE_BYTES, description="bytes")
+    part_size_bytes: Annotated[int, _number(int, 1024, MAX_PART_SIZE_BYTES, "bytes")] = MIN_PART_SIZE_BYTES
     """The smallest part that is planned when we talk to a store ourselves. 20 MiB is Score's floor, which Java clients and servers
     expect; less is for tests and small files."""
-    download_url_lifetime_s: _Seconds = Field(default=900.0, ge=10, le=_WEEK_S, description="seconds")
-    upload_url_lifetime_s: _Seconds = Field(default=3600.0, ge=10, le=_WEEK_S, description="seconds")
-    ca_file: Annotated[Path, AfterValidator(_existing)] | None = None
+    download_url_lifetime_s: Annotated[float, _number(float, 10, _WEEK_S, "seconds")] = 900.0
+    upload_url_lifetime_s: Annotated[float, _number(float, 10, _WEEK_S, "seconds")] = 3600.0
+    ca_file: Annotated[Path | None, _existing] = None
     """Certificate authorities (PEM) instead of the system's."""
-    allow_plain_http: Annotated[bool, BeforeValidator(_truth)] = False
+    allow_plain_http: Annotated[bool, _truth] = False
     """Lets a token, and signed addresses from an https server, go over plain http to other machines."""
-    data_hosts: Annotated[tuple[Annotated[str, AfterValidator(_host)], ...], NoDecode, BeforeValidator(_hosts)] = ()
+    data_hosts: Annotated[tuple[str, ...], _hosts] = ()
     """The only hosts that a server's signed addresses may lead to; empty: any."""
 
-    _sources: dict[str, str] = PrivateAttr(default_factory=dict)
+    sources: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
+    """Where each setting came from, by name; absent means default. No setting itself."""
 
     @property
     def transfer(self) -> TransferSettings:
         return TransferSettings(**{name: getattr(self, name) for name in TransferSettings.__slots__})
 
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003  # pydantic-settings' signature
-        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        java = _java_variables(settings_cls)
-        named = {**env_settings(), **java(), **init_settings()}
-        files = _files(settings_cls, named.get("config"), str(named.get("profile") or DEFAULT_PROFILE))
-        return init_settings, java, env_settings, *files
-
     def origins(self) -> list[Origin]:
         """Every setting with its value and source, secrets masked."""
-        names = [name for name in type(self).model_fields if name not in _NOT_IN_FILES]
-        return [Origin(name, _shown(getattr(self, name)), self.sources.get(name, "default")) for name in names]
+        return [Origin(name, _shown(getattr(self, name)), self.sources.get(name, "default")) for name in KEYS]
 
-    @property
-    def sources(self) -> Mapping[str, str]:
-        """Where each setting came from, by name; absent means default. Filled by `load`."""
-        return self._sources
+
+_CHECKS: Final[Mapping[str, Callable[[Any], Any]]] = {
+    name: hint.__metadata__[0] for name, hint in get_type_hints(Settings, include_extras=True).items() if name != "sources"
+}
+KEYS: Final = tuple(name for name in _CHECKS if name not in _NOT_IN_FILES)
+"""What a configuration file may say."""
 
 
 def _shown(value: object) -> str:
     return "" if value is None else ", ".join(value) if isinstance(value, tuple) else str(value)
 
 
-# Sources. Each says where a value of its came from.
+# Sources
 
 
-class _Source(PydanticBaseSettingsSource):
-    """A source that knows its values from the start, and where each came from."""
+class _Said(NamedTuple):
+    """What a source says of a setting, as it stands there, and where."""
 
-    def __init__(self, settings_cls: type[BaseSettings], values: Mapping[str, Any], origins: Mapping[str, str]) -> None:
-        super().__init__(settings_cls)
-        self._values = dict(values)
-        self.origins = origins
-
-    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:  # noqa: ARG002  # pydantic-settings' signature
-        return self._values.get(field_name), field_name, False
-
-    def __call__(self) -> dict[str, Any]:
-        return dict(self._values)
+    value: Any
+    where: str
 
 
-def _java_variables(settings_cls: type[BaseSettings]) -> _Source:
-    found = java_settings.from_environment()
-    if os.environ.get(_JAVA_PROFILE):
-        found.append(java_settings.Found("profile", os.environ[_JAVA_PROFILE], f"environment {_JAVA_PROFILE}"))
-    return _of_java(settings_cls, found)
+_Source = Mapping[str, _Said]  # by setting
 
 
-def _of_java(settings_cls: type[BaseSettings], found: Sequence[java_settings.Found]) -> _Source:
-    return _Source(settings_cls, {it.name: it.value for it in found}, {it.name: it.where for it in found})
+def _sources(given: Mapping[str, Any]) -> list[_Source]:
+    """All sources, strongest first; `given` are the flags."""
+    flags = {name: _Said(value, f"option --{name}") for name, value in given.items()}
+    java, variables = _java_variables(), _variables()
+    named = {**variables, **java, **flags}
+    config, profile = (named[name].value if name in named else None for name in ("config", "profile"))
+    return [flags, java, variables, *_files(config, str(profile or DEFAULT_PROFILE))]
 
 
-def _files(settings_cls: type[BaseSettings], named: Any, profile: str) -> tuple[_Source, ...]:
+def _variables() -> _Source:
+    """`SCORE_...`, in any case. An empty one counts as not set."""
+    given = {name.upper(): value for name, value in os.environ.items() if value}
+    names = {name: f"{_PREFIX}{name.upper()}" for name in _CHECKS}
+    return {name: _Said(given[variable], f"environment {variable}") for name, variable in names.items() if variable in given}
+
+
+def _java_variables() -> _Source:
+    found = _of_java(java_settings.from_environment())
+    profile = os.environ.get(_JAVA_PROFILE)
+    return {**found, "profile": _Said(profile, f"environment {_JAVA_PROFILE}")} if profile else found
+
+
+def _of_java(found: Iterable[java_settings.Found]) -> _Source:
+    return {it.name: _Said(it.value, it.where) for it in found}
+
+
+def _files(named: Any, profile: str) -> list[_Source]:
     if named and str(named).lower().endswith(_JAVA_FILE):
-        return _properties(settings_cls, Path(named), profile)
-    return _tables(settings_cls, named, profile)
+        return [_properties(Path(named), profile)]
+    return _tables(named, profile)
 
 
-def _properties(settings_cls: type[BaseSettings], path: Path, profile: str) -> tuple[_Source]:
+def _properties(path: Path, profile: str) -> _Source:
     """A Java client's file instead of ours."""
     path = path.expanduser().absolute()
     if profile != DEFAULT_PROFILE:
@@ -288,28 +317,20 @@ def _properties(settings_cls: type[BaseSettings], path: Path, profile: str) -> t
     content, mode = _content(path)
     found = java_settings.from_properties(content.decode("latin-1"), str(path))  # latin-1 is what Java reads them as
     _warn_of_readers(path, mode, (it.name for it in found))
-    return (_of_java(settings_cls, found),)
+    return _of_java(found)
 
 
-def _table(settings_cls: type[BaseSettings], table: Mapping[str, Any], where: str) -> _Source:
+def _table(table: Mapping[str, Any], where: str) -> _Source:
     """One table of the configuration file: its top, or a profile."""
-    _check_keys(table, where)
-    return _Source(settings_cls, table, dict.fromkeys(table, where))
-
-
-def _keys() -> list[str]:
-    return [name for name in Settings.model_fields if name not in _NOT_IN_FILES]
-
-
-def _check_keys(table: Mapping[str, Any], where: str) -> None:
     for key in table:
-        if key not in _keys():
-            near = difflib.get_close_matches(key, _keys(), n=1)
+        if key not in KEYS:
+            near = difflib.get_close_matches(key, KEYS, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else "; docs/configuration.md lists all keys"
             raise ConfigurationError(f"Unknown key {key!r} ({where}){hint}")
+    return {key: _Said(value, where) for key, value in table.items()}
 
 
-def _tables(settings_cls: type[BaseSettings], named: Any, profile: str) -> tuple[_Source, _Source]:
+def _tables(named: Any, profile: str) -> list[_Source]:
     """The profile's table and the file's top."""
     path, content = _file(named)
     profiles = content.pop("profiles", {})
@@ -318,8 +339,8 @@ def _tables(settings_cls: type[BaseSettings], named: Any, profile: str) -> tuple
     if profile not in profiles and profile != DEFAULT_PROFILE:
         known = ", ".join(sorted(profiles)) or "none"
         raise ConfigurationError(f"There is no profile {profile!r} in {path}; profiles there: {known}")
-    tables = {name: _table(settings_cls, table, f"profile {name} in {path}") for name, table in profiles.items()}  # all are checked
-    return tables.get(profile) or _table(settings_cls, {}, ""), _table(settings_cls, content, str(path))
+    tables = {name: _table(table, f"profile {name} in {path}") for name, table in profiles.items()}  # all are checked
+    return [tables.get(profile, {}), _table(content, str(path))]
 
 
 def _file(named: Any) -> tuple[Path, dict[str, Any]]:
@@ -363,7 +384,12 @@ def _all_keys(table: Mapping[str, Any]) -> Iterator[str]:
 
 # Loading
 
-_Found = dict[str, tuple[int, Any, str]]  # rank of the source (0 is the strongest), raw value, source
+
+class _Found(NamedTuple):
+    """What the strongest source says of a setting; its rank, 0 being the strongest."""
+
+    said: _Said
+    rank: int
 
 
 def load(
@@ -381,50 +407,34 @@ def load(
         ConfigurationError: a file cannot be read, or a key or value is wrong; names the key and where it stands.
     """
     given: dict[str, Any] = {**(flags or {}), "config": config, "profile": profile}
-    given = {name: value for name, value in given.items() if value is not None}
-    found = _found(given)
-    where = ["url"] if at_store else _weaker(found, "url", "store")
-    silenced = dict.fromkeys([*where, *_weaker(found, "token", "token_file")])
-    try:
-        settings = Settings(**{**given, **silenced})
-    except ValidationError as error:
-        raise _explained(error, found) from None
-    settings._sources.update({name: source for name, (_, _, source) in found.items() if name not in silenced})  # noqa: SLF001
-    return settings
+    found: dict[str, _Found] = {}
+    for rank, source in enumerate(_sources({name: value for name, value in given.items() if value is not None})):
+        for name, said in source.items():
+            found.setdefault(name, _Found(said, rank))
+    silent = {"url"} if at_store else _weaker(found, "url", "store")
+    heard = {
+        name: found[name].said for name in sorted(found.keys() - silent - _weaker(found, "token", "token_file"), key=list(_CHECKS).index)
+    }
+    return Settings(
+        **{name: _checked(name, said) for name, said in heard.items()}, sources={name: said.where for name, said in heard.items()}
+    )
 
 
-def _found(given: dict[str, Any]) -> _Found:
-    """For each setting that anybody says something about: who is the strongest to do so, and what."""
-    flags, environment = InitSettingsSource(Settings, given), EnvSettingsSource(Settings)
-    found: _Found = {}
-    for rank, source in enumerate(Settings.settings_customise_sources(Settings, flags, environment, environment, environment)):
-        for name, raw in source().items():
-            label = source.origins[name] if isinstance(source, _Source) else None
-            found.setdefault(name, (rank, raw, label or (f"option --{name}" if source is flags else f"environment SCORE_{name.upper()}")))
-    return found
-
-
-def _weaker(found: _Found, first: str, second: str) -> list[str]:
+def _weaker(found: Mapping[str, _Found], first: str, second: str) -> set[str]:
     """Of two settings that answer one question, such as where the objects are, the one that must be silent, if both speak.
 
     The stronger source wins; in the same one (all variables of the environment count as one) the first does.
     """
     if not {first, second} <= found.keys():
-        return []
-    strength = {name: "environment" if (text := found[name][2]).startswith("environment") else text for name in (first, second)}
-    return [second] if strength[first] == strength[second] or found[first][0] < found[second][0] else [first]
+        return set()
+    strength = {name: "environment" if (text := found[name].said.where).startswith("environment") else text for name in (first, second)}
+    return {second} if strength[first] == strength[second] or found[first].rank < found[second].rank else {first}
 
 
-def _explained(error: ValidationError, found: _Found) -> ConfigurationError:
-    """The first problem as one sentence, with the unit and the source."""
-    problem = error.errors(include_url=False)[0]
-    name = str(problem["loc"][0])
-    _, raw, source = found.get(name, (0, None, "unknown source"))
-    wanted = str(problem["ctx"]["error"]) if problem["type"] == "value_error" else problem["msg"].removeprefix("Input should be ")
-    unit = Settings.model_fields[name].description
-    if unit and problem["type"] in {"greater_than_equal", "less_than_equal"}:
-        wanted = f"{wanted.replace('greater than or equal to', 'at least').replace('less than or equal to', 'at most')} {unit}"
-    elif unit:
-        wanted = f"a number of {unit}"
-    got = "" if name == "token" else f", got {str(raw)[:200]!r}"
-    return ConfigurationError(f"{name} must be {wanted}{got} ({source})")
+def _checked(name: str, said: _Said) -> Any:
+    """The value of a setting. Raises `ConfigurationError`, one sentence with the unit and the source."""
+    try:
+        return _CHECKS[name](said.value)
+    except ValueError as error:
+        got = "" if name == "token" else f", got {str(said.value)[:200]!r}"
+        raise ConfigurationError(f"{name} must be {error}{got} ({said.where})") from None

@@ -70,7 +70,7 @@ def demo(
     Example: score demo --keep
     """
     with _folder(keep=keep) as folder:
-        settings = Settings(data_dir=folder / "data", part_size_bytes=_PART_BYTES, config=Path(os.devnull), url=None, store=None)
+        settings = Settings(data_dir=folder / "data", part_size_bytes=_PART_BYTES)
         files = _made(folder)
         _kill_and_resume(files[0], settings, context.stop)
         with open_engine(settings, stop=context.stop) as engine:

@@ -166,7 +166,7 @@ def _check_reach(options: ServerSettings) -> None:
 
 def _at_the_store(settings: Settings, options: ServerSettings) -> Settings:
     """The settings with the server's own store, where it has one."""
-    return settings.model_copy(update={"store": options.store or settings.store})
+    return replace(settings, store=options.store or settings.store)
 
 
 def _open_data(settings: Settings, options: ServerSettings, stack: ExitStack) -> LocalStore | None:
@@ -198,7 +198,7 @@ def open_parts(settings: Settings, options: ServerSettings, data: LocalStore | N
     if auth.mode == "embedded" and auth.token_file is None:
         auth = replace(auth, token_file=settings.data_dir / "token")
     if auth.token_file is not None and settings.token_file == auth.token_file.absolute():
-        settings = settings.model_copy(update={"token_file": None})  # it opens this server: nobody else gets it, and Song needs none
+        settings = replace(settings, token_file=None)  # it opens this server: nobody else gets it, and Song needs none
     metadata, song = (None, None) if options.metadata == "none" else _open_metadata(settings, repository)
     if metadata is not None:
         stack.callback(metadata.close)
