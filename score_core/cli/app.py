@@ -186,18 +186,16 @@ class _Run:
     def _call(self) -> Result | None:
         from cyclopts import CycloptsError
 
-        from score_core.cli.tree import build
+        from score_core.cli.tree import run
 
-        app = build({name: command.where for name, command in COMMANDS.items()}, self._dispatch)
+        commands = {name: command.where for name, command in COMMANDS.items()}
         try:
-            result: Result | None = app.meta(
-                _help_as_option(self._argv), exit_on_error=False, print_error=False, result_action="return_value", verbose=False
-            )
+            result: Result | None = run(commands, _help_as_option(self._argv), self._dispatch)
         except CycloptsError as error:
             raise _UsageError(self._usage(error)) from None
         return result
 
-    def _dispatch(self, app: App, tokens: tuple[str, ...], options: GlobalOptions) -> Result | None:
+    def _dispatch(self, app: App, tokens: Sequence[str], options: GlobalOptions) -> Result | None:
         from score_core.cli.context import Context
 
         if not tokens:

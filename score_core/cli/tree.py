@@ -2,54 +2,60 @@
 
 from __future__ import annotations
 
-import textwrap
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, Any, Final
 
 from cyclopts import App, Group, Parameter
-from cyclopts.help import PlainFormatter
 
 from score_core import __version__
 from score_core.cli.context import GlobalOptions
 
-if TYPE_CHECKING:
-    from rich.console import Console
-
-_WIDTH: Final = 100
+_EXPLAINS: Final = frozenset({"--help", "-h", "--version"})
 _EVERYWHERE = Group("Options of every command", sort_key=1)
-Dispatch = Callable[[App, tuple[str, ...], GlobalOptions], Any]
+_Options = Annotated[GlobalOptions, Parameter(name="*", group=_EVERYWHERE, show_default=False)]
+Dispatch = Callable[[App, Sequence[str], GlobalOptions], Any]
 
 
-class _Formatter(PlainFormatter):
-    """Options with their explanations below them indented, wrapped once: the library's own wraps twice, at two widths."""
+def run(commands: Mapping[str, str], argv: Sequence[str], dispatch: Dispatch) -> Any:
+    """What a command line comes to. Commands map names to `module:function`: they are named, not imported, and only the one that runs is.
 
-    def _print_plain(self, console: Console, text: str) -> None:
-        if text.startswith(self.indent):
-            text = textwrap.fill(
-                " ".join(text.split()),
-                width=min(_WIDTH, console.width),
-                initial_indent=self.indent,
-                subsequent_indent=3 * self.indent,
-                break_long_words=False,
-                break_on_hyphens=False,
-            )
-        console.print(text, highlight=False, markup=False, soft_wrap=True)
+    Global options are taken off the command line wherever they stand; `dispatch` gets them and the other tokens, and its result is
+    returned. Help is printed instead; then None is returned.
 
-
-def build(commands: Mapping[str, str], dispatch: Dispatch) -> App:
-    """The program. Commands map names to `module:function`: they are named, not imported, and only the one that runs is.
-
-    Global options are taken off the command line wherever they stand; `dispatch` gets them and the other tokens.
+    Raises:
+        CycloptsError: the command line is wrong.
     """
-    app = App(name="score", help_format="plaintext", help_formatter=_Formatter(), version=f"Score for Python\n  Version: {__version__}")
+    explains = not _EXPLAINS.isdisjoint(argv)
+    app = App(name="score", version=f"Score for Python\n  Version: {__version__}", **(_explaining() if explains else {}))
     for name, where in commands.items():
         app.command(where, name=name)
+    if explains:
+        return _explained(app, argv, dispatch)
+    # cyclopts' own way for such options, a meta app, looks at all of them six times, which takes 30 ms more
+    taking = App(help_flags=(), version_flags=())
+    taking.default(_take)
+    _, bound, tokens, _ = taking.parse_known_args(argv)
+    return dispatch(app, tokens, _take(**bound.arguments))
+
+
+def _take(*, options: _Options = GlobalOptions()) -> GlobalOptions:  # noqa: B008  # frozen
+    return options
+
+
+def _explaining() -> dict[str, Any]:
+    from score_core.cli.explaining import Formatter
+
+    return {"help_format": "plaintext", "help_formatter": Formatter()}
+
+
+def _explained(app: App, argv: Sequence[str], dispatch: Dispatch) -> Any:
+    """The same by a meta app, which tells of the global options in every command's help."""
 
     @app.meta.default
     def launch(
         *tokens: Annotated[str, Parameter(show=False, allow_leading_hyphen=True)],
-        options: Annotated[GlobalOptions, Parameter(name="*", group=_EVERYWHERE, show_default=False)] = GlobalOptions(),  # noqa: B008  # frozen
+        options: _Options = GlobalOptions(),  # noqa: B008
     ) -> Any:
         return dispatch(app, tokens, options)
 
-    return app
+    return app.meta(argv, exit_on_error=False, print_error=False, result_action="return_value", verbose=False)
