@@ -14,7 +14,6 @@ import logging
 import math
 import os
 import re
-import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -348,6 +347,8 @@ def _file(named: Any) -> tuple[Path, dict[str, Any]]:
     path = Path(named).expanduser().absolute() if named else platformdirs.user_config_path("score", appauthor=False) / "config.toml"
     if not named and not path.exists():
         return path, {}
+    import tomllib
+
     data, mode = _content(path)
     try:
         content = tomllib.loads(data.decode())

@@ -7,13 +7,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated, Final, TypeVar
 
 from cyclopts import Parameter
 
 from score_core.cli.output import Result, of_reports
 from score_core.cli.signals import Signals
 from score_core.errors import ConfigurationError, Interrupted
+from score_core.java_settings import truth
 from score_core.model import TransferReport
 from score_core.transfer.stop import Stop
 
@@ -148,3 +149,19 @@ def required(metadata: Metadata | None) -> Metadata:
 
 
 Injected = Annotated[Context, Parameter(parse=False)]
+
+# Options of several commands
+
+_MANIFEST_HELP: Final = "A manifest instead: path, http(s) address, a portal's id of one, or - for standard input."
+
+Manifest = Annotated[str | None, Parameter(allow_leading_hyphen=True, help=_MANIFEST_HELP)]  # hyphen: for "-"
+# The Java client's booleans have a value (protocol section 14), so these are texts here.
+VerifyConnection = Annotated[str, Parameter(help="false: do not try the server and the object store before anything is moved.")]
+
+
+def boolean(option: str, text: str) -> bool:
+    """What a boolean option's value says. Raises `ConfigurationError`."""
+    found = truth(text)
+    if found is None:
+        raise ConfigurationError(f"{option} must be true or false, got {text[:80]!r}")
+    return found

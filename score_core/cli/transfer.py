@@ -10,7 +10,7 @@ from cyclopts import Parameter
 
 from score_core import operations
 from score_core.checksum import parse_md5
-from score_core.cli.context import Injected, required
+from score_core.cli.context import Injected, Manifest, VerifyConnection, boolean, required
 from score_core.cli.output import Result
 from score_core.errors import ConfigurationError, redact
 from score_core.ids import check_object_id
@@ -24,9 +24,6 @@ from score_core.transfer.download import Span
 _COMPUTE: Final = "compute"
 _TO_THE_END: Final = -1  # the Java client's default for --length
 
-_MANIFEST_HELP: Final = "A manifest instead: path, http(s) address, a portal's id of one, or - for standard input."
-
-Manifest = Annotated[str | None, Parameter(allow_leading_hyphen=True, help=_MANIFEST_HELP)]  # hyphen: for "-"
 ObjectIds = Annotated[
     list[str] | None,
     Parameter(
@@ -35,8 +32,6 @@ ObjectIds = Annotated[
 ]
 Force = Annotated[bool, Parameter(negative=(), show_default=False, help="Replace what is there, once the new one is proven good.")]
 Study = Annotated[str, Parameter(name=["--study-id", "--study", "--program-id"], help="The study of the analysis.")]
-# The Java client's booleans have a value (protocol section 14), so these are texts here.
-VerifyConnection = Annotated[str, Parameter(help="false: do not try the server and the object store before anything is moved.")]
 
 
 def upload(
@@ -79,14 +74,6 @@ def upload(
             return operations.upload(engine, operations.as_registered(item, records.get(item.object_id)), force=force)
 
         return context.transfer(engine, items, one, lambda item: (item.object_id, str(item.path)))
-
-
-def boolean(option: str, text: str) -> bool:
-    """What a boolean option's value says."""
-    found = truth(text)
-    if found is None:
-        raise ConfigurationError(f"{option} must be true or false, got {text[:80]!r}")
-    return found
 
 
 def _refuse_beside_manifest(**given: object) -> None:

@@ -11,13 +11,10 @@ from typing import IO, TYPE_CHECKING, Annotated, Final
 
 from cyclopts import Parameter
 
-from score_core import operations
-from score_core.cli.context import Context, Injected
+from score_core.cli.context import Context, Injected, Manifest, VerifyConnection, boolean
 from score_core.cli.output import Result, of_reports
-from score_core.cli.transfer import Manifest, VerifyConnection, boolean
 from score_core.errors import ConfigurationError
 from score_core.ids import check_object_id
-from score_core.manifest import read_downloads
 from score_core.model import TransferReport
 
 if TYPE_CHECKING:
@@ -100,6 +97,9 @@ def view(
             return view_object(engine, metadata, item, wanted, form, target, limits=limits)
 
         if manifest is not None:
+            from score_core import operations
+            from score_core.manifest import read_downloads
+
             rows = operations.viewable(read_downloads(context.manifest(manifest)))
             items = [ViewItem(row.object_id, row.file_name, index_id) for row, index_id in rows]
             check_names(items, wanted)

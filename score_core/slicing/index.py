@@ -235,14 +235,14 @@ class BinningIndex:
     @cached_property
     def _blocks(self) -> list[int]:
         """Where blocks begin, as far as the index tells."""
-        found: set[int] = set()
+        chunks: list[bytes] = []
+        others: set[int] = set()
         for tid, reference in enumerate(self._references):
             if reference is not None:
-                for place in reference.bins.values():
-                    found.update(self._numbers_at(place))
-                found.update(reference.extent or ())
-                found.update(self._linear(tid, reference))
-        return sorted({file_offset(virtual) for virtual in found})
+                chunks += map(self._raw_chunks_at, reference.bins.values())
+                others.update(reference.extent or (), self._linear(tid, reference))
+        together = b"".join(chunks)  # and read at once: thousands of bins one by one take half as long again
+        return sorted(set(map(file_offset, others.union(struct.unpack(f"<{len(together) // 8}Q", together)))))
 
     def _extents(self) -> Iterator[tuple[int, int]]:
         """From where to where the records of each contig are; from its chunks, where an old indexer wrote no pseudo-bin."""
@@ -254,12 +254,13 @@ class BinningIndex:
             else:
                 yield from (chunk for place in reference.bins.values() for chunk in self._chunks_at(place))
 
-    def _numbers_at(self, place: int) -> tuple[int, ...]:
+    def _raw_chunks_at(self, place: int) -> bytes:
         (count,) = _INT.unpack_from(self._data, place)
-        return struct.unpack_from(f"<{2 * count}Q", self._data, place + 4)
+        return self._data[place + 4 : place + 4 + 16 * count]
 
     def _chunks_at(self, place: int) -> Iterator[tuple[int, int]]:
-        numbers = self._numbers_at(place)
+        raw = self._raw_chunks_at(place)
+        numbers = struct.unpack(f"<{len(raw) // 8}Q", raw)
         begins, ends = numbers[::2], numbers[1::2]
         if any(map(gt, begins, ends)):
             raise FormatError(f"The {self.kind} index is damaged: a chunk ends before it begins")
