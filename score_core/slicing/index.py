@@ -143,8 +143,7 @@ class _Shape:
 _BAI_SHAPE: Final = _Shape(min_shift=14, depth=5)  # TBI's too: windows of 16 kb, up to 2**29 (SAM specification, section 5.1)
 
 
-@dataclass(frozen=True, slots=True)
-class _Reference:
+class _Reference(NamedTuple):
     """One contig. `bins` maps numbers to where their count of chunks stands in the index; `extent` and `unmapped` are the pseudo-bin's."""
 
     bins: dict[int, int]
@@ -439,8 +438,7 @@ class _Slice(NamedTuple):
     landmark: int
 
 
-@dataclass(frozen=True, slots=True)
-class _Containers:
+class _Containers(NamedTuple):
     """A contig's containers: their numbers, and which bases each has. `furthest` and `nearest` are what bisection may go by."""
 
     numbers: array[int]

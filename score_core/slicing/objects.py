@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import IO, Final
+from typing import IO, Final, NamedTuple
 
 from score_core.checksum import md5_hex
 from score_core.errors import ConfigurationError, FormatError, ObjectMismatch, ObjectNotFound
@@ -29,8 +29,7 @@ Target = Path | IO[bytes]
 """A folder, in which a slice gets a name that tells of its regions, or a stream."""
 
 
-@dataclass(frozen=True, slots=True)
-class ViewItem:
+class ViewItem(NamedTuple):
     """One object to cut from. `index_id` is the object of its index, None to find that by the metadata. Names are not trusted."""
 
     object_id: str
@@ -142,8 +141,7 @@ def _beside(path: Path, *, long: bool) -> Path | None:
     return next((name for name in names if name.is_file()), None)
 
 
-@dataclass(frozen=True, slots=True)
-class _Known:
+class _Known(NamedTuple):
     """What the metadata say of an object: its name, and its indexes' object ids and names, the best first."""
 
     file_name: str | None

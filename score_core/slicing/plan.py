@@ -31,8 +31,7 @@ _MAX_CUT: Final = 64  # parts at a time: most of what is cut into more is too bi
 _CUT_BASES: Final = 1 << 14  # the smallest bins of BAI and TBI: cutting finer does not make chunks smaller
 
 
-@dataclass(frozen=True, slots=True)
-class Span:
+class Span(NamedTuple):
     """One stretch of a contig, read in one go by `fetch(contig, start, end)`; `intervals`, in order, say which records are wanted."""
 
     intervals: tuple[Interval, ...]
@@ -54,8 +53,7 @@ class Span:
         return Interval(self.tid, self.start, self.end)
 
 
-@dataclass(frozen=True, slots=True)
-class Window:
+class Window(NamedTuple):
     """Spans that are read together, once the `ranges` of this and of all earlier windows are there; nobody needs `done` afterwards.
 
     A record may overlap two spans: the later one must leave out those that begin before the end of the one before it on that contig.

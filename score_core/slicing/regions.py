@@ -15,7 +15,6 @@ import zlib
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import partial
 from itertools import chain
@@ -37,8 +36,7 @@ _NO_DATA: Final = (b"track", b"browser")
 _BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"  # Windows' editors write it
 
 
-@dataclass(frozen=True)
-class Query:
+class Query(NamedTuple):
     """What was asked for: merged intervals; `unplaced`, the reads without a place; `everything`, all there is."""
 
     intervals: tuple[Interval, ...]

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from itertools import islice
 from operator import attrgetter
 from pathlib import Path
-from typing import IO, Any, Final
+from typing import IO, Any, Final, NamedTuple
 
 import pysam
 
@@ -45,8 +45,7 @@ _log = logging.getLogger(__name__)
 pysam.set_verbosity(0)  # htslib talks to the terminal, with addresses and paths in what it says; what matters is said by our errors
 
 
-@dataclass(frozen=True, slots=True)
-class Wanted:
+class Wanted(NamedTuple):
     """Which records. `regions` as samtools takes them; `bed` is the path of a BED file, which wins over them.
 
     `contained`: only records that lie wholly within one of the merged regions. `skip_unknown`: contigs of the BED file that the data do not
@@ -80,8 +79,7 @@ class Form:
     reference: Path | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Slice:
+class Slice(NamedTuple):
     """What came of it. `planned_bytes` are those of the data that regions needed, the header's not counted."""
 
     format: OutputFormat
@@ -90,8 +88,7 @@ class Slice:
     skipped_contigs: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Limits:
+class Limits(NamedTuple):
     """`max_bytes`: fetch no more than that of the data. `window_bytes`: about so much is on disk, twice. `connections` share a window."""
 
     max_bytes: int | None = None
@@ -99,8 +96,7 @@ class Limits:
     connections: int = 8
 
 
-@dataclass(frozen=True, slots=True)
-class IndexFile:
+class IndexFile(NamedTuple):
     """An index's bytes and name."""
 
     data: bytes

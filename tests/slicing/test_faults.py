@@ -391,7 +391,7 @@ def _with(hole: Callable[[tuple[ByteRange, ...]], list[ByteRange]]) -> Callable[
     def planned(*given: Any, **options: Any) -> SlicePlan:
         whole = plan_slice(*given, **options)
         first, *others = whole.windows
-        return SlicePlan((dataclasses.replace(first, ranges=tuple(hole(first.ranges))), *others))
+        return SlicePlan((first._replace(ranges=tuple(hole(first.ranges))), *others))
 
     return planned
 
