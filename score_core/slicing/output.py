@@ -138,6 +138,11 @@ class Place:
     def label(self) -> str:
         return str(self._target) if isinstance(self._target, Path) else "-"
 
+    @property
+    def is_path(self) -> bool:
+        """Whether nothing shows before all is there."""
+        return isinstance(self._target, Path)
+
     def scratch(self) -> Path:
         """The path of a new file, on the file system where it will be published."""
         self._scratch.append(self._folder / f".score-{secrets.token_hex(6)}.part")

@@ -212,10 +212,13 @@ class _Job:
         look = self._look(index, plan)
         self._data.announce(planned + sum(found.size for found in look), len(plan.ranges) + len(look))
         first = self._data.fetch([*(plan.windows[0].ranges if plan.windows else ()), *look])
+        # A BAM is begun while the first bytes come, for that takes htslib 10 ms, asleep. A stream gets nothing before they are proven good
+        writer: Writer | None = self._alignment_writer() if self._place.is_path and not self._header.is_variants else None
         first.wait()
         self._check_probe(index)
-        with self._opened(self._data.path) as records:
-            writer = self._writer(records)
+        if writer is None:
+            with self._opened(self._data.path) as records:
+                writer = self._writer(records)
         chosen = _Chosen(query.intervals, contigs, contained=self._wanted.contained, variants=self._header.is_variants)
         for window in self._windows(plan, index, contigs, first):
             # One each: htslib keeps 128 KiB of what it read, perhaps the emptiness from before this window's bytes came
@@ -429,6 +432,9 @@ class _Job:
     def _writer(self, records: Any) -> Writer:
         if self._header.is_variants:
             return VariantWriter(self._header, self._format, self._place, like=records.header)
+        return self._alignment_writer()
+
+    def _alignment_writer(self) -> AlignmentWriter:
         form = self._form
         return AlignmentWriter(
             self._header, self._format, self._place, original=form.original_header, command=form.command, reference=form.reference

@@ -1,9 +1,15 @@
 """Every option and rule of the Java client's command line (protocol sections 14 and 15.1) that is one of ours, too."""
 
+from dataclasses import fields
+from importlib import import_module
 from pathlib import Path
 
 import pytest
+from cyclopts import App
 
+from score_core.cli.app import COMMANDS
+from score_core.cli.config import show
+from score_core.cli.context import GlobalOptions
 from tests.cli.conftest import OBJECT_ID, Score, object_id, upload_some
 from tests.cli.test_transfer import download_manifest, download_row
 
@@ -110,6 +116,34 @@ def test_help_of_config_goes_deeper(score: Score) -> None:
 def test_global_options_before_and_after(score: Score) -> None:
     for argv in (["--quiet", "--json", "list"], ["list", "--quiet", "--json"], ["--json", "list", "--progress=NONE"]):
         assert score(*argv).document["objects"] == []
+
+
+@pytest.mark.parametrize("name", sorted(COMMANDS))
+def test_no_option_of_a_command_is_named_like_a_global_one(name: str) -> None:
+    """Global options are taken off the command line without a look at the command."""
+    module, _, function = COMMANDS[name].where.partition(":")
+    found = getattr(import_module(module), function)
+    app = App()
+    app.default(show if isinstance(found, App) else found)
+    names = {option for argument in app.assemble_argument_collection() for option in argument.names}
+    assert names.isdisjoint(f"--{field.name.replace('_', '-')}" for field in fields(GlobalOptions))
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        (["--store"], "--store"),
+        (["list", "--store"], "--store"),
+        (["--nonsense", "list"], "--nonsense"),
+        (["list", "--nonsense=s3cr3t"], "--nonsense"),
+        (["lst", "--json"], "There is no command 'lst'; did you mean list?"),
+    ],
+)
+def test_wrong_options_are_named(score: Score, argv: list[str], says: str) -> None:
+    ran = score(*argv)
+    assert ran.code == 2
+    assert says in ran.out + ran.err
+    assert "s3cr3t" not in ran.out + ran.err
 
 
 def test_ids_in_upper_case_are_the_same(score: Score, some_file: Path) -> None:

@@ -53,6 +53,12 @@ def test_reads_go_to_standard_output_and_talk_does_not(score: Score, stored: str
     assert ran.err.splitlines()[-1].startswith(f"{READS} records, fetched ")
 
 
+def test_global_options_stand_between_regions_too(score: Score, stored: str) -> None:
+    regions = ("11:5000000-5000500", "--json", "11:5000501-5001000", "--progress", "none")
+    ran = score("view", "--object-id", stored, "--query", *regions, "--index-object-id", object_id(2), "--output-dir", "out")
+    assert [row["records"] for row in ran.document["files"]] == [READS]
+
+
 def test_metadata_find_the_index(score: Score, registered: dict[str, str]) -> None:
     ran = score("view", "--object-id", registered["range.bam"], "--query", "CHROMOSOME_II:1-2000", "--output-dir", "out")
     assert ran.code == 0, ran.err

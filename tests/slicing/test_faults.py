@@ -257,6 +257,13 @@ def test_index_of_another_file_is_noticed(rig: SliceRig, files: Files, options: 
             assert isinstance(rig.assert_fails(*regions), FormatError)
 
 
+def test_stream_gets_nothing_when_the_index_is_another_files(files: Files, tmp_path: Path) -> None:
+    index = another_bam(files, shift=1000).index
+    with (tmp_path / "out").open("wb") as out, pytest.raises(FormatError):
+        view_file(files["a.bam"].path, index, Wanted(("c1:1-3000",)), Form("sam", original_header=True), out)
+    assert (tmp_path / "out").read_bytes() == b""
+
+
 @pytest.mark.parametrize("leave_out", [["c4"], ["c2", "c4"], ["c1"]])
 def test_index_of_another_file_of_one_block_is_noticed(rig: SliceRig, files: Files, tmp_path: Path, leave_out: list[str]) -> None:
     head = [line for line in sam_text(files.fasta).splitlines() if line.startswith("@")]

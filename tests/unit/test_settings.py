@@ -81,6 +81,14 @@ def test_empty_variable_counts_as_not_set(read: Read, everything: Path) -> None:
         ("workers = 'many'", "workers must be a number of parts, got 'many' (FILE)"),
         ("workers = true", "workers must be a number of parts, got 'True'"),
         ("workers = 0", "workers must be at least 1 parts, got '0' (FILE)"),
+        ("workers = 2.5", "workers must be a number of parts, got '2.5'"),
+        ("workers = 257", "workers must be at most 256 parts, got '257'"),
+        ("stall_s = nan", "stall_s must be a number of seconds, got 'nan'"),
+        ("stall_s = inf", "stall_s must be a number of seconds, got 'inf'"),
+        ("connect_timeout_s = 0", "connect_timeout_s must be at least 0.1 seconds"),
+        ("data_dir = 3", "data_dir must be a path, got '3'"),
+        ("url = 3", "url must be an address such as"),
+        ("token = 3", "token must be a text (FILE)"),
         ("stall_s = 'x'", "stall_s must be a number of seconds"),
         ("part_size_bytes = 1000", "part_size_bytes must be at least 1024 bytes, got '1000'"),
         ("ca_file = '/nope'", "ca_file must be the path of a file that exists"),
@@ -112,6 +120,22 @@ def test_bad_variable_is_named(read: Read, tmp_path: Path) -> None:
 def test_unknown_profile_lists_the_known(read: Read, everything: Path) -> None:
     with pytest.raises(ConfigurationError, match="no profile 'lba'.*profiles there: lab"):
         read(config=everything, profile="lba", environ={})
+
+
+def test_numbers_are_taken_as_text_too(read: Read, tmp_path: Path) -> None:
+    transfer = read(config=config(tmp_path, "attempts = ' 3 '\nfiles_at_once = 2.0"), environ={"SCORE_STALL_S": "1e1"}).transfer
+    assert (transfer.attempts, transfer.files_at_once, transfer.stall_s) == (3, 2, 10.0)
+    assert (type(transfer.attempts), type(transfer.files_at_once), type(transfer.stall_s)) == (int, int, float)
+
+
+def test_variables_are_taken_in_any_case(read: Read, everything: Path) -> None:
+    settings = read(config=everything, environ={"score_workers": "5"})
+    assert (settings.workers, settings.sources["workers"]) == (5, "environment SCORE_WORKERS")
+
+
+def test_unknown_flag_is_an_error_of_the_program(read: Read, everything: Path) -> None:
+    with pytest.raises(ValueError, match="stoer"):
+        read({"stoer": "file:///x"}, config=everything, environ={})
 
 
 def test_config_that_is_no_file(read: Read, tmp_path: Path) -> None:
