@@ -23,7 +23,7 @@ from score_core.transfer.stop import Stop
 
 if TYPE_CHECKING:
     from score_core.service import ServiceClient  # imports httpx, which takes 0.3 s and a local store does not need
-    from score_core.settings import Settings  # 0.1 s to import, and whoever calls us has done so
+    from score_core.settings import Settings
 
 _log = logging.getLogger(__name__)
 
