@@ -72,7 +72,7 @@ Options of every command, before or after its name:
   --quiet              Show no progress.
   --silent             Print nothing at all; the exit code tells.
   --debug              Log what happens, and show tracebacks of unexpected errors.
-  --workflow-exit-codes  Exit with 104 instead of 7, for workflow engines that retry it.
+  --workflow-exit-codes  Exit with 104 if only the network failed, for workflow engines that retry it.
 
 Example: score upload --file a.bam --object-id 5e0a7a2c-6d3e-5b0f-9c55-0d6a4f0e7b11 --md5 6dc47e886b9f2ecef870af88da3ebdd6
 Example: score download --object-id 5e0a7a2c-6d3e-5b0f-9c55-0d6a4f0e7b11 --output-dir data

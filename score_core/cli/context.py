@@ -42,7 +42,7 @@ class GlobalOptions:
     json: Annotated[bool, Parameter(help="Print one JSON document on stdout, also on failure.", negative=())] = False
     progress: Annotated[str | None, Parameter(help="auto, bar, log (a line every 10 s) or none.")] = None
     debug: Annotated[bool, Parameter(help="Log what happens, and show tracebacks of unexpected errors.", negative=())] = False
-    workflow_exit_codes: Annotated[bool, Parameter(help="Exit with 104 instead of 7, for workflow engines that retry it.", negative=())] = (
+    workflow_exit_codes: Annotated[bool, Parameter(help="Exit with 104 if only the network failed, for workflow engines.", negative=())] = (
         False
     )
 

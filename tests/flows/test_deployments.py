@@ -208,6 +208,7 @@ def test_interrupted_wait_cancels_the_run(manager, user, tmp_path):
         assert isinstance(waiting.exception(WAIT_S), Interrupted)
     with manager.api(), get_client(sync_client=True) as client:
         (run,) = [run for run in client.read_flow_runs() if run.parameters.get("object_id") == object_id]
+    assert run.state is not None
     assert run.state.type.value in {"CANCELLING", "CANCELLED"}
 
 
