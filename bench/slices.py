@@ -360,7 +360,7 @@ def _judge(wanted: Wanted, rtt_ms: float, ours: Sequence[Sliced], peer: float | 
         told.append(_verdict("x the bytes that the index names", _mb(ours) * 1e6 / wanted.named_bytes, budget.excess))
     if budget.requests is not None:
         told.append(_verdict("requests", _median(one.counts.requests for one in ours), budget.requests))
-    if peer and rtt_ms == 0:
+    if peer and rtt_ms == 0 and budget.faster is not None:  # a smaller slice is over before a Python has started
         told.append(_verdict("x samtools' time", _seconds(ours) / peer, 1.5))
     if peer and rtt_ms >= 50 and budget.faster is not None:
         told.append(_verdict("x samtools' time", _seconds(ours) / peer, 1 / budget.faster))
