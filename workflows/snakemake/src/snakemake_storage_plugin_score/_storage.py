@@ -232,7 +232,7 @@ class StorageObject(StorageObjectRead, StorageObjectWrite, StorageObjectGlob):
                 except asyncio.CancelledError:  # another file failed, or the user wants to leave
                     stop.set()
                     running.cancel()
-                    await asyncio.wait([waiting])  # so that nothing is still at work on what the next run takes up
+                    await asyncio.gather(waiting, return_exceptions=True)  # nothing is still at work on what the next run takes up
                     raise
         except WorkflowError:
             raise
