@@ -13,10 +13,11 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final, Literal, TypeVar
+from typing import TYPE_CHECKING, Final, Literal, TypeVar
 
 from score_core.checksum import digest_of, parse_md5
 from score_core.errors import (
+    BatchError,
     ConfigurationError,
     Conflict,
     LocalFileError,
@@ -29,10 +30,14 @@ from score_core.errors import (
 from score_core.ids import check_object_id
 from score_core.metadata.base import REGION_INDEX_SUFFIXES, Entity, FileRecord, Metadata, index_of, indexes_of
 from score_core.model import ObjectSpec, Part, TransferReport, Validation
+from score_core.progress import Progress, Silent
 from score_core.transfer.download import Span
 from score_core.transfer.engine import Engine
 from score_core.transfer.files import SourceFile, explained, safe_folder, safe_target
 from score_core.transfer.stop import Stop
+
+if TYPE_CHECKING:
+    from score_core.metadata.registering import NewFile
 
 _log = logging.getLogger(__name__)
 
@@ -368,6 +373,43 @@ def file_md5(path: Path, *, stop: Stop | None = None) -> str:
     """The MD5 of a local file in hex. Raises `LocalFileError`."""
     with SourceFile(path) as source:
         return _md5(source, Part(0, 0, source.size), stop)
+
+
+def new_files(
+    paths: Sequence[Path], *, access: str, at_once: int = 4, progress: Progress | None = None, stop: Stop | None = None
+) -> list[NewFile]:
+    """Local files to register, with their MD5s, read `at_once` at a time; `progress` hears of each by its path.
+
+    Raises:
+        BatchError: some cannot be read; exit code of the first.
+        Interrupted: `stop` was set.
+    """
+    from score_core.metadata.registering import new_file
+
+    shown, stop, found = progress or Silent(), stop or Stop(), dict[Path, "NewFile"]()
+
+    def one(path: Path) -> TransferReport:
+        name = str(path)
+
+        def read(count: int) -> None:
+            stop.check()
+            shown.advance(name, count)
+
+        with explained("read", path):
+            shown.begin(name, path.name, path.stat().st_size, 0, 1)
+        found[path] = file = new_file(path, access=access, on_bytes=read)
+        shown.part_done(name)
+        report = TransferReport(name, name, "verified", size=file.size, md5=file.md5)
+        shown.end(report)
+        return report
+
+    reports = batch(paths, one, lambda path: (str(path), str(path)), at_once=at_once, stop=stop)
+    bad = [report for report in reports if report.outcome == "failed"]
+    if bad:
+        error = BatchError(f"{bad[0].error}; nothing is registered", reports)
+        error.exit_code = bad[0].exit_code
+        raise error
+    return [found[path] for path in paths]
 
 
 def failed(object_id: str, path: str, error: ScoreError) -> TransferReport:

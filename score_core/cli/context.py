@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Annotated, Final, TypeVar
@@ -16,13 +15,13 @@ from score_core.cli.signals import Signals
 from score_core.errors import ConfigurationError, Interrupted
 from score_core.java_settings import truth
 from score_core.model import TransferReport
+from score_core.opening import Opening
 from score_core.transfer.stop import Stop
 
 if TYPE_CHECKING:
     from score_core.cli.progress import Quiet
     from score_core.manifest import ManifestSource
     from score_core.metadata.base import Metadata
-    from score_core.repository.base import Repository
     from score_core.settings import Settings
     from score_core.transfer.engine import Engine
 
@@ -47,7 +46,7 @@ class GlobalOptions:
     )
 
 
-class Context:
+class Context(Opening):
     """One run of the program."""
 
     def __init__(self, options: GlobalOptions, *, stop: Stop, signals: Signals) -> None:
@@ -73,46 +72,6 @@ class Context:
         from score_core.manifest import ManifestSource
 
         return ManifestSource(name, self.settings.portal_url)
-
-    @contextmanager
-    def repository(self) -> Iterator[Repository]:
-        """Where the objects are, closed at the end. Raises `ConfigurationError`."""
-        from score_core.session import open_repository
-
-        repository = open_repository(self.settings, stop=self.stop)
-        try:
-            yield repository
-        finally:
-            repository.close()
-
-    @contextmanager
-    def metadata(self, repository: Repository, *, create: bool = False) -> Iterator[Metadata | None]:
-        """Who knows files and analyses, as `session.open_metadata` finds it, closed at the end."""
-        from score_core.session import open_metadata
-
-        metadata = open_metadata(self.settings, repository, create=create, stop=self.stop)
-        try:
-            yield metadata
-        finally:
-            if metadata is not None:
-                metadata.close()
-
-    @contextmanager
-    def engine(self, *, check: bool = False) -> Iterator[Engine]:
-        """What transfers run with, closed at the end; with `check`, once its repository is known to be reached and to let us in.
-
-        A folder of this machine needs no connection, and is made by the first upload.
-
-        Raises:
-            ConfigurationError: nothing was begun.
-            ServiceError: the check failed.
-        """
-        from score_core.session import open_engine, store_folder
-
-        with open_engine(self.settings, stop=self.stop) as engine:
-            if check and store_folder(self.settings) is None:
-                engine.repository.check()
-            yield engine
 
     def progress(self, files: int) -> Quiet:
         """A display for work on `files` files, to be entered while it goes on."""

@@ -13,14 +13,13 @@ from cyclopts import Parameter
 from score_core.cli.context import Context, Injected, required
 from score_core.cli.output import Result
 from score_core.cli.transfer import Study, check_analysis, choice
-from score_core.errors import BatchError, ConfigurationError, LocalFileError, ManifestError
+from score_core.errors import ConfigurationError, LocalFileError, ManifestError
 from score_core.manifest import read_text, read_uploads
 from score_core.metadata.base import Analysis
-from score_core.metadata.registering import NewFile, download_manifest_text, new_file, upload_manifest_text
+from score_core.metadata.registering import NewFile, download_manifest_text, upload_manifest_text
 from score_core.metadata.registering import register as register_files
 from score_core.metadata.wire import analysis_json
-from score_core.model import TransferReport
-from score_core.operations import batch
+from score_core.operations import new_files
 from score_core.transfer.files import explained
 
 AnalysisId = Annotated[str, Parameter(help="The id of the analysis.")]
@@ -78,36 +77,9 @@ def _check_replaceable(output: Path) -> None:
 
 
 def _hashed(files: Sequence[Path], access: str, context: Context) -> list[NewFile]:
-    """The files with their MD5s, read several at a time.
-
-    Raises:
-        BatchError: some cannot be read.
-    """
-    shown, found = context.progress(len(files)), dict[Path, NewFile]()
-
-    def one(path: Path) -> TransferReport:
-        name = str(path)
-
-        def read(count: int) -> None:
-            context.stop.check()
-            shown.advance(name, count)
-
-        with explained("read", path):
-            shown.begin(name, path.name, path.stat().st_size, 0, 1)
-        found[path] = file = new_file(path, access=access, on_bytes=read)
-        shown.part_done(name)
-        report = TransferReport(name, name, "verified", size=file.size, md5=file.md5)
-        shown.end(report)
-        return report
-
+    shown = context.progress(len(files))
     with context.signals.graceful(), shown:
-        reports = batch(files, one, lambda path: (str(path), str(path)), at_once=context.settings.files_at_once, stop=context.stop)
-    failed = [report for report in reports if report.outcome == "failed"]
-    if failed:
-        error = BatchError(f"{failed[0].error}; nothing is registered", reports)
-        error.exit_code = failed[0].exit_code
-        raise error
-    return [found[path] for path in files]
+        return new_files(files, access=access, at_once=context.settings.files_at_once, progress=shown, stop=context.stop)
 
 
 def _document(analysis: Analysis, output: Path | None) -> dict[str, Any]:

@@ -25,12 +25,12 @@ from score_core.cli.signals import Signals
 from score_core.errors import ConfigurationError, Interrupted, ScoreError
 from score_core.java_settings import truth
 from score_core.model import TransferReport
+from score_core.opening import Opening
 from score_core.transfer.files import explained
 from score_core.transfer.stop import Stop
 
 if TYPE_CHECKING:
     from score_core.metadata.base import Metadata
-    from score_core.repository.base import Repository
     from score_core.settings import Settings
     from score_core.transfer.engine import Engine
 
@@ -126,7 +126,7 @@ def _logged(step: Step, script: Script, closing: ExitStack) -> Result:
         )
 
 
-class Job:
+class Job(Opening):
     """One job: its files and params, checked, and what they lead to.
 
     Raises:
@@ -255,75 +255,25 @@ class Job:
             raise ConfigurationError(str(error).replace("(option --", "(param ")) from None  # where Snakemake's users wrote it
 
     @contextmanager
-    def engine(self) -> Iterator[Engine]:
-        """What transfers run with, once its repository is known to be reached and to let us in; closed at the end.
-
-        Raises:
-            ConfigurationError, ServiceError: nothing was begun.
-        """
-        from score_core.session import open_engine, store_folder
-
-        with open_engine(self.settings, stop=self.stop) as engine:
-            if store_folder(self.settings) is None:
-                engine.repository.check()
-            yield engine
-
-    @contextmanager
-    def repository(self) -> Iterator[Repository]:
-        """Where the objects are, closed at the end. Raises `ConfigurationError`."""
-        from score_core.session import open_repository
-
-        repository = open_repository(self.settings, stop=self.stop)
-        try:
-            yield repository
-        finally:
-            repository.close()
-
-    @contextmanager
-    def optional_metadata(self, repository: Repository, *, create: bool = False) -> Iterator[Metadata | None]:
-        """Who knows files and analyses, as `session.open_metadata` finds it; closed at the end."""
-        from score_core.session import open_metadata
-
-        metadata = open_metadata(self.settings, repository, create=create, stop=self.stop)
-        try:
-            yield metadata
-        finally:
-            if metadata is not None:
-                metadata.close()
-
-    @contextmanager
-    def metadata(self, *, create: bool = False) -> Iterator[Metadata]:
-        """The same for a step that is nothing without. Raises `ConfigurationError` if nobody knows."""
-        with self.repository() as repository, self.optional_metadata(repository, create=create) as metadata:
+    def known(self, *, create: bool = False) -> Iterator[Metadata]:
+        """The metadata of a step that is nothing without. Raises `ConfigurationError` if nobody knows."""
+        with self.repository() as repository, self.metadata(repository, create=create) as metadata:
             yield known(metadata)
-
-    def batch(
-        self, items: Sequence[Item], one: Callable[[Item], TransferReport], describe: Callable[[Item], tuple[str, str]]
-    ) -> tuple[list[TransferReport], float]:
-        """Runs `one` for each item, told of in the log and stoppable; the reports and the seconds it took.
-
-        Raises:
-            Interrupted: what was done stays done.
-        """
-        from score_core.operations import batch
-
-        began = time.monotonic()
-        with self.signals.graceful():
-            reports = batch(items, one, describe, at_once=self.settings.files_at_once, stop=self.stop)
-        return reports, time.monotonic() - began
 
     def transfer(
         self, engine: Engine, items: Sequence[Item], one: Callable[[Item], TransferReport], describe: Callable[[Item], tuple[str, str]]
     ) -> Result:
-        """The same for transfers, with a line of progress in the log now and then."""
+        """Runs `one` for each item, stoppable, with a line of progress in the log now and then."""
+        from score_core.operations import batch
+
         began = time.monotonic()
         engine.progress = shown = Lines(len(items))
         try:
-            with shown:
-                reports, seconds = self.batch(items, one, describe)
+            with self.signals.graceful(), shown:
+                reports = batch(items, one, describe, at_once=self.settings.files_at_once, stop=self.stop)
         except Interrupted as stopped:  # what is done is told, too
             return of_reports(shown.reports, time.monotonic() - began, error=str(stopped), exit_code=stopped.exit_code)
-        return of_reports(reports, seconds)
+        return of_reports(reports, time.monotonic() - began)
 
 
 def known(metadata: Metadata | None) -> Metadata:

@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any, Final, cast, get_args
 from score_core import operations
 from score_core.cli.output import Result, of_reports
 from score_core.cli.progress import Lines
-from score_core.errors import BatchError, ConfigurationError, Conflict, ObjectNotFound, ScoreError, redact
+from score_core.errors import ConfigurationError, Conflict, ObjectNotFound, ScoreError, redact
 from score_core.ids import check_object_id
 from score_core.manifest import read_downloads, read_uploads
 from score_core.metadata.base import INDEX_SUFFIXES, Analysis, Metadata, indexes_of
-from score_core.metadata.registering import NewFile, download_manifest_text, new_file, register, upload_manifest_text
+from score_core.metadata.registering import NewFile, download_manifest_text, register, upload_manifest_text
 from score_core.model import TransferReport, Validation
 from score_core.operations import DownloadItem, DownloadOptions, OutputLayout, UploadItem
 from score_core.session import store_folder
@@ -50,8 +50,8 @@ def _download(job: Job) -> Result:
     outputs = job.outputs()
     if is_elsewhere(job):
         return _download_elsewhere(job, outputs)
-    with job.engine() as engine:
-        with job.optional_metadata(engine.repository) as metadata:
+    with job.engine(check=True) as engine:
+        with job.metadata(engine.repository) as metadata:
             items = _wanted_items(job, metadata)
             fetches = _fetches(job, items, outputs, metadata)
             if fetches is None and metadata is not None:
@@ -237,8 +237,8 @@ def _upload(job: Job) -> Result:
     if is_elsewhere(job):
         return _upload_elsewhere(job)
     items = _upload_items(job)
-    with job.engine() as engine:
-        with job.optional_metadata(engine.repository) as metadata:
+    with job.engine(check=True) as engine:
+        with job.metadata(engine.repository) as metadata:
             records = {} if metadata is None else operations.registered(metadata, [item.object_id for item in items])
         trusts, force = job.texts("md5") == [_COMPUTE], job.flag("force")
         for item in items:
@@ -332,7 +332,7 @@ def _view(job: Job) -> Result:
         else:
             index_id = job.text("index_object_id")
             item = ViewItem(check_object_id(str(object_id)), index_id=None if index_id is None else check_object_id(index_id))
-            with job.engine() as engine, job.optional_metadata(engine.repository) as metadata, job.signals.graceful(), Lines(1) as shown:
+            with job.engine(check=True) as engine, job.metadata(engine.repository) as metadata, job.signals.graceful(), Lines(1) as shown:
                 engine.progress = shown
                 report = view_object(engine, metadata, item, wanted, form, folder, limits=limits)
         _move_slice(Path(report.path), target, index)
@@ -436,7 +436,7 @@ def _manifest(job: Job) -> Result:
     analysis_id = _analysis_id(job)
     if analysis_id is None:
         raise ConfigurationError("manifest needs an analysis_id, as a param or an input")
-    with job.metadata() as metadata:
+    with job.known() as metadata:
         analysis = metadata.analysis(job.required("study_id"), analysis_id)
     write_whole(target, download_manifest_text(analysis))
     return Result(_of_analysis(analysis), talk=[f"{target}: {len(analysis.files)} files of analysis {analysis_id}"])
@@ -466,7 +466,7 @@ def _register(job: Job) -> Result:
     if not files:
         raise ConfigurationError("register needs the files as inputs")
     _by_name(files)
-    with job.metadata(create=True) as metadata:
+    with job.known(create=True) as metadata:
         metadata.check()  # before hours of reading
         hashed = _hashed(job, files, access)
         analysis = register(metadata, study_id, hashed, analysis_id=job.text("analysis_id"), type_name=job.text("type") or "file")
@@ -474,20 +474,9 @@ def _register(job: Job) -> Result:
 
 
 def _hashed(job: Job, files: Sequence[Path], access: str) -> list[NewFile]:
-    """The files with their MD5s. Raises `BatchError` if some cannot be read."""
-    found: dict[Path, NewFile] = {}
-
-    def one(path: Path) -> TransferReport:
-        found[path] = file = new_file(path, access=access, on_bytes=lambda _: job.stop.check())
-        return TransferReport(str(path), str(path), "verified", size=file.size, md5=file.md5)
-
-    reports, _ = job.batch(files, one, lambda path: (str(path), str(path)))
-    failed = [report for report in reports if report.outcome == "failed"]
-    if failed:
-        error = BatchError(f"{failed[0].error}; nothing is registered", reports)
-        error.exit_code = failed[0].exit_code
-        raise error
-    return [found[path] for path in files]
+    shown = Lines(len(files))
+    with job.signals.graceful(), shown:
+        return operations.new_files(files, access=access, at_once=job.settings.files_at_once, progress=shown, stop=job.stop)
 
 
 def _submit(job: Job) -> Result:
@@ -501,7 +490,7 @@ def _submit(job: Job) -> Result:
     study_id = job.text("study_id") or str(content.get("studyId") or "")
     if not study_id:
         raise ConfigurationError(f"submit needs the param study_id: {payload} does not say studyId")
-    with job.metadata(create=True) as metadata:
+    with job.known(create=True) as metadata:
         analysis = metadata.analysis(study_id, metadata.submit(study_id, content))
     return _written(job, analysis, places)
 
@@ -538,7 +527,7 @@ def _publish(job: Job) -> Result:
     study_id, analysis_id = job.required("study_id"), _analysis_id(job)
     if analysis_id is None:
         raise ConfigurationError("publish needs an analysis_id, as a param or an input")
-    with job.metadata() as metadata:
+    with job.known() as metadata:
         metadata.publish(study_id, analysis_id, ignore_undefined_md5=job.flag("ignore_undefined_md5"))
     document = {"study_id": study_id, "analysis_id": analysis_id, "state": "PUBLISHED"}
     return Result(document, talk=[f"Analysis {analysis_id} of study {study_id}: PUBLISHED"])
