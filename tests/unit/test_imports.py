@@ -203,6 +203,12 @@ def test_storage_plugin_imports_score_core_and_snakemakes_interfaces_only() -> N
     assert [str(found) for found in ours if not allowed(found.imported)] == []
 
 
+def test_storage_plugin_can_be_imported_under_snakemake_8() -> None:
+    # Else no command of that works where our wheel is installed; measured with 8.30, whose interface 3.3 has no such module
+    early = [found for found in ALL if within(found.importer, PLUGIN) and not found.lazy and not found.for_types]
+    assert [str(found) for found in early if found.imported == "snakemake_interface_storage_plugins.exceptions"] == []
+
+
 def test_storage_plugin_loads_nothing_heavy_before_it_is_used() -> None:
     # Snakemake imports every installed plugin for every command
     program = f"""

@@ -13,7 +13,6 @@ from urllib.parse import urlsplit
 
 from snakemake_interface_common.exceptions import WorkflowError
 from snakemake_interface_storage_plugins.common import Operation
-from snakemake_interface_storage_plugins.exceptions import FileOrDirectoryNotFoundError
 from snakemake_interface_storage_plugins.io import IOCacheStorageInterface, Mtime, get_constant_prefix
 from snakemake_interface_storage_plugins.storage_object import StorageObjectGlob, StorageObjectRead, StorageObjectWrite
 from snakemake_interface_storage_plugins.storage_provider import (
@@ -149,7 +148,7 @@ class StorageObject(StorageObjectRead, StorageObjectWrite, StorageObjectGlob):
     def _known(self) -> Known:
         found = self._found()
         if found is None:
-            raise FileOrDirectoryNotFoundError(self.local_path(), self.print_query)
+            raise WorkflowError(f"{self.print_query} is not found: check study, analysis id and name")
         return found
 
     def local_suffix(self) -> str:
