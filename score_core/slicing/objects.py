@@ -6,7 +6,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Final, NamedTuple
 
@@ -54,7 +54,7 @@ def view_object(
 
         def work() -> SliceReport:
             known = Later(lambda: _known_of(metadata, item), stop)
-            indexes = _Indexes(replace(engine, stop=stop), folder)
+            indexes = _Indexes(engine.stopped_by(stop), folder)
             first = Later(lambda: indexes.fetch_first(known.result()), stop) if _needs_index(wanted) else None
             spec = engine.repository.describe(object_id)
             name = item.file_name or known.result().file_name or spec.file_name or object_id

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import sys
 import threading
@@ -44,6 +45,12 @@ class Engine:
 
     def __post_init__(self) -> None:
         self.throttle = Throttle(self.workers)
+
+    def stopped_by(self, stop: Stop) -> Engine:
+        """This engine for work that may be stopped by itself; it shares connections, and how many parts are under way at once."""
+        engine = copy.copy(self)
+        engine.stop = stop
+        return engine
 
     def download(
         self, spec: ObjectSpec, target: Path, *, span: Span = Span(), validation: Validation = "auto", state_dir: Path | None = None

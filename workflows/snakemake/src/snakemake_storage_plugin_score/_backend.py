@@ -7,7 +7,6 @@ not there is never kept.
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import os
 import threading
@@ -212,19 +211,13 @@ class Backend:
 
     # Moving
 
-    def _engine_with(self, stop: Stop) -> Engine:
-        """The engine for one file, which may be stopped by itself. It shares connections, and how many parts move at once."""
-        engine = copy.copy(self._engine)
-        engine.stop = stop
-        return engine
-
     def retrieve(self, known: Known, query: Query, path: Path, stop: Stop) -> None:
         """Brings a file, or the regions of it, to `path`; it appears there whole and verified, or not at all.
 
         Raises:
             ScoreError: what arrived of a whole file is kept for the next run.
         """
-        engine = self._engine_with(stop)
+        engine = self._engine.stopped_by(stop)
         if query.regions:
             self._cut(engine, known, query, path)
         elif not _is_there(known, path, engine.stop):
@@ -266,7 +259,7 @@ class Backend:
         self.forget(query)
         with self._lock:
             kept = self._asked_for(query)
-        engine = self._engine_with(stop)
+        engine = self._engine.stopped_by(stop)
         if query.is_named:
             self._store_named(engine, query, path, None if kept is None else kept.analysis)
         elif kept is None:
