@@ -96,6 +96,7 @@ def _document(analysis: Analysis, output: Path | None) -> dict[str, Any]:
 
 def submit(
     payload: Annotated[str, Parameter(allow_leading_hyphen=True, help="A Song payload, JSON: a path, or - for standard input.")],
+    /,
     *,
     study: Study | None = None,
     input_dir: Annotated[Path | None, Parameter(help="The folder of the files, for --output.")] = None,
@@ -109,7 +110,7 @@ def submit(
 
     Example: score submit payload.json --study TEST-CA
 
-    Example: score submit payload.json --input-dir data --output manifest.txt && score upload --manifest manifest.txt
+    Example: score submit payload.json --input-dir data --output manifest.txt
     """
     if (input_dir is None) != (output is None):
         raise ConfigurationError("--input-dir and --output go together: the manifest lists the files in that folder")
