@@ -18,6 +18,7 @@ from score_core.manifest import read_downloads
 from score_core.metadata.base import Metadata
 from score_core.model import SliceReport, TransferReport
 from score_core.operations import file_md5, of_analysis, viewable
+from score_core.slicing.base import require_pysam
 from tasks import sessions
 from tasks.slicing import SliceItem, SliceOptions, is_still_there, plan_slices, report_of, slice_regions
 
@@ -84,7 +85,7 @@ def view(  # a flow's parameters are the fields of its form in the UI
         BatchError: some objects failed; all others are done.
         ConfigurationError: the parameters contradict each other, or pysam is missing.
     """
-    _require_pysam()
+    require_pysam("The flow view")
     if not (regions or bed or header_only):
         raise ConfigurationError("Give regions or bed; header_only for the headers alone, the region . for everything")
     if skip_unknown and bed is None:
@@ -108,13 +109,6 @@ def view(  # a flow's parameters are the fields of its form in the UI
         reports = _slice_all(plan_slices(store, items), options, store)
     _show(reports, options)
     return all_done(reports)
-
-
-def _require_pysam() -> None:
-    try:
-        import pysam  # noqa: F401
-    except ImportError:
-        raise ConfigurationError("The flow view needs pysam, which is not installed: pip install 'score-transfer[slicing]'") from None
 
 
 def _wanted(

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Annotated, Final, TypeVar
 
 from cyclopts import Parameter
 
-from score_core.cli.output import Result, of_reports
+from score_core.cli.running import Running
 from score_core.cli.signals import Signals
-from score_core.errors import ConfigurationError, Interrupted
+from score_core.errors import ConfigurationError
 from score_core.java_settings import truth
-from score_core.model import TransferReport
-from score_core.opening import Opening
 from score_core.transfer.stop import Stop
 
 if TYPE_CHECKING:
@@ -23,7 +19,6 @@ if TYPE_CHECKING:
     from score_core.manifest import ManifestSource
     from score_core.metadata.base import Metadata
     from score_core.settings import Settings
-    from score_core.transfer.engine import Engine
 
 Item = TypeVar("Item")
 
@@ -46,7 +41,7 @@ class GlobalOptions:
     )
 
 
-class Context(Opening):
+class Context(Running):
     """One run of the program."""
 
     def __init__(self, options: GlobalOptions, *, stop: Stop, signals: Signals) -> None:
@@ -74,30 +69,9 @@ class Context(Opening):
         return ManifestSource(name, self.settings.portal_url)
 
     def progress(self, files: int) -> Quiet:
-        """A display for work on `files` files, to be entered while it goes on."""
         from score_core.cli.progress import progress_for
 
         return progress_for(self.settings.progress, files, quiet=self.options.quiet or self.options.silent)
-
-    def transfer(
-        self,
-        engine: Engine,
-        items: Sequence[Item],
-        one: Callable[[Item], TransferReport],
-        describe: Callable[[Item], tuple[str, str]],
-    ) -> Result:
-        """Runs `one` for each item, shown on the way and stoppable."""
-        from score_core.operations import batch
-
-        began = time.monotonic()
-        engine.progress = shown = self.progress(len(items))
-        with self.signals.graceful():
-            try:
-                with shown:
-                    reports = batch(items, one, describe, at_once=self.settings.files_at_once, stop=self.stop)
-            except Interrupted as stopped:  # what is done is told, too
-                return of_reports(shown.reports, time.monotonic() - began, error=str(stopped), exit_code=stopped.exit_code)
-        return of_reports(reports, time.monotonic() - began)
 
 
 def required(metadata: Metadata | None) -> Metadata:

@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from score_core.cli.context import Context, Injected, required
+from score_core.cli.context import Injected, required
 from score_core.cli.output import Result
 from score_core.cli.transfer import Study, check_analysis, choice
 from score_core.errors import ConfigurationError, LocalFileError, ManifestError
 from score_core.manifest import read_text, read_uploads
 from score_core.metadata.base import Analysis
-from score_core.metadata.registering import NewFile, download_manifest_text, upload_manifest_text
+from score_core.metadata.registering import download_manifest_text, summary, upload_manifest_text
 from score_core.metadata.registering import register as register_files
 from score_core.metadata.wire import analysis_json
-from score_core.operations import new_files
 from score_core.transfer.files import explained
 
 AnalysisId = Annotated[str, Parameter(help="The id of the analysis.")]
@@ -50,7 +48,7 @@ def register(
         _check_replaceable(output)
     with context.repository() as repository, context.metadata(repository, create=True) as metadata:
         required(metadata).check()  # before hours of reading
-        hashed = _hashed(files, access, context)
+        hashed = context.new_files(files, access)
         analysis = register_files(required(metadata), study, hashed, analysis_id=analysis_id, type_name=type_name)
     text = upload_manifest_text(analysis, {file.name: file.path for file in hashed})
     talk = [f"Registered {len(hashed)} files as analysis {analysis.analysis_id} of study {study}"]
@@ -76,22 +74,8 @@ def _check_replaceable(output: Path) -> None:
             raise LocalFileError(f"{output} exists and is no upload manifest, so it is not replaced; give --output another name") from None
 
 
-def _hashed(files: Sequence[Path], access: str, context: Context) -> list[NewFile]:
-    shown = context.progress(len(files))
-    with context.signals.graceful(), shown:
-        return new_files(files, access=access, at_once=context.settings.files_at_once, progress=shown, stop=context.stop)
-
-
 def _document(analysis: Analysis, output: Path | None) -> dict[str, Any]:
-    return {
-        "study_id": analysis.study_id,
-        "analysis_id": analysis.analysis_id,
-        "state": analysis.state,
-        "manifest": None if output is None else str(output),
-        "files": [
-            {"object_id": file.object_id, "file_name": file.file_name, "size": file.size, "md5": file.md5} for file in analysis.files
-        ],
-    }
+    return {**summary(analysis), "manifest": None if output is None else str(output)}
 
 
 def submit(

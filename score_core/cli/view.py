@@ -135,7 +135,9 @@ def _check_sources(
 
 
 def _wanted(query: Sequence[str] | None, bed: Path | None, *, contained: bool, skip_unknown: bool, header_only: bool) -> Wanted:
-    _require_pysam()
+    from score_core.slicing.base import require_pysam
+
+    require_pysam("score view")
     from score_core.slicing.view import Wanted
 
     if not (query or bed or header_only):
@@ -143,13 +145,6 @@ def _wanted(query: Sequence[str] | None, bed: Path | None, *, contained: bool, s
     if skip_unknown and bed is None:
         raise ConfigurationError("--skip-unknown goes with --bed-query")
     return Wanted(tuple(query or ()), bed, contained=contained, header_only=header_only, skip_unknown=skip_unknown)
-
-
-def _require_pysam() -> None:
-    try:
-        import pysam  # noqa: F401
-    except ImportError:
-        raise ConfigurationError("score view needs pysam, which is not installed: pip install 'score-transfer[slicing]'") from None
 
 
 def _target(context: Context, output_dir: Path | None, form: str | None, *, stdout: bool, manifest: str | None) -> Path | IO[bytes]:

@@ -119,6 +119,18 @@ def register(
     return analysis
 
 
+def summary(analysis: Analysis) -> dict[str, Any]:
+    """What receipts and `--json` say of an analysis."""
+    return {
+        "study_id": analysis.study_id,
+        "analysis_id": analysis.analysis_id,
+        "state": analysis.state,
+        "files": [
+            {"object_id": file.object_id, "file_name": file.file_name, "size": file.size, "md5": file.md5} for file in analysis.files
+        ],
+    }
+
+
 def _file_payload(file: NewFile) -> dict[str, Any]:
     return {
         "fileName": file.name,

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Final, Literal, NamedTuple, Protocol
 
+from score_core.errors import ConfigurationError
+
 Format = Literal["BAM", "CRAM", "VCF", "BCF"]
 IndexKind = Literal["BAI", "CSI", "TBI", "CRAI"]
 
@@ -121,3 +123,11 @@ def file_offset(virtual: int) -> int:
 def in_block(virtual: int) -> int:
     """How many uncompressed bytes of its block come before a virtual offset."""
     return virtual & 0xFFFF
+
+
+def require_pysam(who: str) -> None:
+    """Raises `ConfigurationError` where pysam, an extra, is not installed; the sentence begins with `who`."""
+    try:
+        import pysam  # noqa: F401
+    except ImportError:
+        raise ConfigurationError(f"{who} needs pysam, which is not installed: pip install 'score-transfer[slicing]'") from None

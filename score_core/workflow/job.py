@@ -11,7 +11,6 @@ import json
 import os
 import secrets
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stderr
 from dataclasses import dataclass
@@ -19,20 +18,18 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
-from score_core.cli.output import Result, listening_to_logs, of_reports, redacted_traceback, say
+from score_core.cli.output import Result, listening_to_logs, redacted_traceback, say
 from score_core.cli.progress import Lines
+from score_core.cli.running import Running
 from score_core.cli.signals import Signals
-from score_core.errors import ConfigurationError, Interrupted, ScoreError
+from score_core.errors import ConfigurationError, ScoreError
 from score_core.java_settings import truth
-from score_core.model import TransferReport
-from score_core.opening import Opening
 from score_core.transfer.files import explained
 from score_core.transfer.stop import Stop
 
 if TYPE_CHECKING:
     from score_core.metadata.base import Metadata
     from score_core.settings import Settings
-    from score_core.transfer.engine import Engine
 
 RECEIPT: Final = "receipt"
 SETTINGS: Final = ("url", "store", "metadata_url", "token_file", "state_dir", "attempts")
@@ -126,7 +123,7 @@ def _logged(step: Step, script: Script, closing: ExitStack) -> Result:
         )
 
 
-class Job(Opening):
+class Job(Running):
     """One job: its files and params, checked, and what they lead to.
 
     Raises:
@@ -260,20 +257,8 @@ class Job(Opening):
         with self.repository() as repository, self.metadata(repository, create=create) as metadata:
             yield known(metadata)
 
-    def transfer(
-        self, engine: Engine, items: Sequence[Item], one: Callable[[Item], TransferReport], describe: Callable[[Item], tuple[str, str]]
-    ) -> Result:
-        """Runs `one` for each item, stoppable, with a line of progress in the log now and then."""
-        from score_core.operations import batch
-
-        began = time.monotonic()
-        engine.progress = shown = Lines(len(items))
-        try:
-            with self.signals.graceful(), shown:
-                reports = batch(items, one, describe, at_once=self.settings.files_at_once, stop=self.stop)
-        except Interrupted as stopped:  # what is done is told, too
-            return of_reports(shown.reports, time.monotonic() - began, error=str(stopped), exit_code=stopped.exit_code)
-        return of_reports(reports, time.monotonic() - began)
+    def progress(self, files: int) -> Lines:
+        return Lines(files)
 
 
 def known(metadata: Metadata | None) -> Metadata:

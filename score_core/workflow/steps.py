@@ -19,10 +19,11 @@ from score_core.errors import ConfigurationError, Conflict, ObjectNotFound, Scor
 from score_core.ids import check_object_id
 from score_core.manifest import read_downloads, read_uploads
 from score_core.metadata.base import INDEX_SUFFIXES, Analysis, Metadata, indexes_of
-from score_core.metadata.registering import NewFile, download_manifest_text, register, upload_manifest_text
+from score_core.metadata.registering import download_manifest_text, register, summary, upload_manifest_text
 from score_core.model import TransferReport, Validation
 from score_core.operations import DownloadItem, DownloadOptions, OutputLayout, UploadItem
 from score_core.session import store_folder
+from score_core.slicing.base import require_pysam
 from score_core.transfer.files import explained
 from score_core.workflow.elsewhere import DEPLOYMENT, flow_of, is_elsewhere, transferred
 from score_core.workflow.job import RECEIPT, Job, Step, known, write_whole
@@ -308,7 +309,7 @@ def _by_name(files: Sequence[Path]) -> dict[str, Path]:
 
 
 def _view(job: Job) -> Result:
-    _require_pysam()
+    require_pysam("view")
     from score_core.slicing.objects import ViewItem, view_file, view_object
     from score_core.slicing.view import Limits
 
@@ -365,13 +366,6 @@ def _view_elsewhere(job: Job, wanted: Wanted, form: Form, max_bytes: int | None,
         error.exit_code = report.exit_code
         raise error
     return report
-
-
-def _require_pysam() -> None:
-    try:
-        import pysam  # noqa: F401
-    except ImportError:
-        raise ConfigurationError("view needs pysam, which is not installed: pip install 'score-transfer[slicing]'") from None
 
 
 def _wanted(job: Job, bed: Path | None) -> Wanted:
@@ -439,7 +433,7 @@ def _manifest(job: Job) -> Result:
     with job.known() as metadata:
         analysis = metadata.analysis(job.required("study_id"), analysis_id)
     write_whole(target, download_manifest_text(analysis))
-    return Result(_of_analysis(analysis), talk=[f"{target}: {len(analysis.files)} files of analysis {analysis_id}"])
+    return Result(summary(analysis), talk=[f"{target}: {len(analysis.files)} files of analysis {analysis_id}"])
 
 
 def _url(job: Job) -> Result:
@@ -468,15 +462,9 @@ def _register(job: Job) -> Result:
     _by_name(files)
     with job.known(create=True) as metadata:
         metadata.check()  # before hours of reading
-        hashed = _hashed(job, files, access)
+        hashed = job.new_files(files, access)
         analysis = register(metadata, study_id, hashed, analysis_id=job.text("analysis_id"), type_name=job.text("type") or "file")
     return _written(job, analysis, {file.name: file.path for file in hashed})
-
-
-def _hashed(job: Job, files: Sequence[Path], access: str) -> list[NewFile]:
-    shown = Lines(len(files))
-    with job.signals.graceful(), shown:
-        return operations.new_files(files, access=access, at_once=job.settings.files_at_once, progress=shown, stop=job.stop)
 
 
 def _submit(job: Job) -> Result:
@@ -508,18 +496,7 @@ def _written(job: Job, analysis: Analysis, places: Mapping[str, Path]) -> Result
     if analysis_id is not None:
         write_whole(analysis_id, analysis.analysis_id + "\n")
     what = f"Registered {len(analysis.files)} files as analysis {analysis.analysis_id} of study {analysis.study_id}"
-    return Result(_of_analysis(analysis), talk=[what])
-
-
-def _of_analysis(analysis: Analysis) -> dict[str, Any]:
-    return {
-        "study_id": analysis.study_id,
-        "analysis_id": analysis.analysis_id,
-        "state": analysis.state,
-        "files": [
-            {"object_id": file.object_id, "file_name": file.file_name, "size": file.size, "md5": file.md5} for file in analysis.files
-        ],
-    }
+    return Result(summary(analysis), talk=[what])
 
 
 def _publish(job: Job) -> Result:

@@ -43,7 +43,6 @@ LAYERS = {
     "score_core.slicing": 6,
     "score_core.operations": 7,
     "score_core.session": 7,
-    "score_core.opening": 8,  # opens what a session is made of
     "score_core.manifest": 8,  # rows become what operations take
     "score_core.server": 8,
     "score_core.testing": 9,
