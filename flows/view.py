@@ -18,7 +18,6 @@ from score_core.manifest import read_downloads
 from score_core.metadata.base import Metadata
 from score_core.model import SliceReport, TransferReport
 from score_core.operations import file_md5, of_analysis, viewable
-from score_core.slicing.base import require_pysam
 from tasks import sessions
 from tasks.slicing import SliceItem, SliceOptions, is_still_there, plan_slices, report_of, slice_regions
 
@@ -85,6 +84,8 @@ def view(  # a flow's parameters are the fields of its form in the UI
         BatchError: some objects failed; all others are done.
         ConfigurationError: the parameters contradict each other, or pysam is missing.
     """
+    from score_core.slicing.base import require_pysam
+
     require_pysam("The flow view")
     if not (regions or bed or header_only):
         raise ConfigurationError("Give regions or bed; header_only for the headers alone, the region . for everything")
