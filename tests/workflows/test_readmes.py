@@ -1,12 +1,14 @@
-"""The pages on pipelines, word for word, and all that they link to. (The example's and Nextflow's have tests of their own.)"""
+"""The pages on pipelines, word for word, and all that they link to. (Nextflow's has tests of its own.)"""
 
 from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from io import StringIO
 from pathlib import Path
 
@@ -18,7 +20,10 @@ from score_core.testing.servers import free_ports
 from tests.cli.test_readme import in_a_home
 
 ROOT = Path(__file__).parents[2]
-PAGES = {name: (ROOT / "workflows" / name).read_text("utf-8") for name in ("README.md", "snakemake/README.md")}
+PAGES = {
+    name: (ROOT / "workflows" / name).read_text("utf-8") for name in ("README.md", "snakemake/README.md", "snakemake/example/README.md")
+}
+_LEFT_BEHIND = ("__pycache__", ".snakemake", "results", "logs")  # by somebody who ran the example here
 WORM = ROOT / "tests" / "data" / "range.bam"
 
 
@@ -40,7 +45,7 @@ def test_links_lead_somewhere(page: str) -> None:
 
 def home_of(tmp_path: Path) -> dict[str, str]:
     environment = in_a_home(tmp_path)
-    (tmp_path / "workflows").symlink_to(ROOT / "workflows")
+    shutil.copytree(ROOT / "workflows" / "snakemake", tmp_path / "workflows" / "snakemake", ignore=shutil.ignore_patterns(*_LEFT_BEHIND))
     snakemake = tmp_path / "bin" / "snakemake"
     snakemake.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m snakemake "$@"\n')
     snakemake.chmod(0o755)
@@ -57,32 +62,49 @@ def shell(script: str, folder: Path, environment: Mapping[str, str]) -> str:
     return done.stdout
 
 
-def test_pages_run_as_printed(tmp_path: Path) -> None:
-    """In two shells, as they say; only the port is another, and the installation is this environment."""
+@contextmanager
+def serving(command: str, environment: Mapping[str, str]) -> Iterator[int]:
+    """Runs the page's server, at another port."""
     port = free_ports(1)[0]
-    serve, prepare, run, other = blocks("README.md", "bash")
-    (snakefile,) = blocks("README.md", "snakemake")
-    fetch, _ = blocks("snakemake/README.md", "snakemake")
-    environment = home_of(tmp_path)
-    command = f"exec {serve.splitlines()[1]} --port {port}"
-    with subprocess.Popen(["bash", "-e", "-c", command], env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as server:
+    words = ["bash", "-e", "-c", f"exec {command} --port {port}"]
+    with subprocess.Popen(words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as server:
         try:
             assert server.stdout is not None
             assert server.stdout.readline().strip() == f"http://127.0.0.1:{port}".encode()
-            export = prepare.splitlines()[0].replace(":5431", f":{port}") + "\n"
-            shell(export + prepare.partition("\n")[2], tmp_path, environment)
-            (tmp_path / "try" / "Snakefile").write_text(snakefile + "\n\n" + fetch)
-
-            said = shell(export + run, tmp_path, environment)
-            assert (tmp_path / "try" / "size.txt").read_text() == f"{WORM.stat().st_size}\n"
-            assert "26 records, fetched " in said
-            assert "Nothing to be done" in shell(export + run, tmp_path, environment)
-
-            shell(export + run.splitlines()[0] + " data/any.bam", tmp_path, environment)
-            assert (tmp_path / "try" / "data" / "any.bam").read_bytes() == WORM.read_bytes()
-            assert (tmp_path / "try" / "data" / "any.bam.bai").read_bytes() == WORM.with_suffix(".bam.bai").read_bytes()
-
-            shell(export + other, tmp_path, environment)
-            assert (tmp_path / "try" / "in" / "range.bam").read_bytes() == WORM.read_bytes()
+            yield port
         finally:
             server.terminate()
+
+
+def test_pages_run_as_printed(tmp_path: Path) -> None:
+    """In two shells, as they say; only the port is another, and the installation is this environment."""
+    serve, prepare, run, other = blocks("README.md", "bash")
+    (snakefile,) = blocks("README.md", "snakemake")
+    fetch, fetch_there = blocks("snakemake/README.md", "snakemake")
+    environment = home_of(tmp_path)
+    with serving(serve.splitlines()[1], environment) as port:
+        export = prepare.splitlines()[0].replace(":5431", f":{port}") + "\n"
+        shell(export + prepare.partition("\n")[2], tmp_path, environment)
+        (tmp_path / "try" / "Snakefile").write_text(f"{snakefile}\n\n{fetch}\n\n{fetch_there}")
+
+        said = shell(export + run, tmp_path, environment)
+        assert (tmp_path / "try" / "size.txt").read_text() == f"{WORM.stat().st_size}\n"
+        assert "26 records, fetched " in said
+        assert "Nothing to be done" in shell(export + run, tmp_path, environment)
+
+        shell(export + run.splitlines()[0] + " data/any.bam", tmp_path, environment)
+        assert (tmp_path / "try" / "data" / "any.bam").read_bytes() == WORM.read_bytes()
+        assert (tmp_path / "try" / "data" / "any.bam.bai").read_bytes() == WORM.with_suffix(".bam.bai").read_bytes()
+        assert "rule fetch_there" in shell(export + run.splitlines()[0] + " --dry-run data/there.bam", tmp_path, environment)
+
+        shell(export + other, tmp_path, environment)
+        assert (tmp_path / "try" / "in" / "range.bam").read_bytes() == WORM.read_bytes()
+
+
+def test_example_runs_as_printed(tmp_path: Path) -> None:
+    serve, export, prepare, run, _ = blocks("snakemake/example/README.md", "sh")
+    environment = home_of(tmp_path)
+    with serving(serve.strip(), environment) as port:
+        token_file = tmp_path / ".local" / "share" / "score" / "token"  # as the server says
+        export = export.replace(":5431", f":{port}").replace("=...", f"={token_file}")
+        assert "NA12878\t" in shell(export + prepare + run, tmp_path, environment)
